@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls, casts and fanouts: from the caller's thread into the loop, and back with the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from green_zmq import wire
+from green_zmq.config import Settings
+from green_zmq.connections import Connections
+from green_zmq.delivery import Outgoing, Sender
+from green_zmq.errors import MessageTooLarge
+from green_zmq.loop import Loop
+from green_zmq.resolver import Resolver
+from green_zmq.routing import Topic
+from green_zmq.wire import Answer, Key
+
+LOG = logging.getLogger(__name__)
+
+
+class Client:
+    def __init__(
+        self,
+        loop: Loop,
+        sender: Sender,
+        connections: Connections,
+        resolver: Resolver,
+        settings: Settings,
+        now: Callable[[], float],
+    ) -> None:
+        self._loop = loop
+        self._sender = sender
+        self._connections = connections
+        self._resolver = resolver
+        self._settings = settings
+        self._now = now
+        # Fanouts, and what must know that nobody is registered, wait for news of their topic that is under way.
+        self._held: dict[Topic, list[Outgoing]] = {}
+
+    # For all threads.
+
+    def send(
+        self,
+        kind: int,
+        key: Key,
+        value: object,
+        *,
+        timeout: float | None = None,
+        monitor: float | None = None,
+        retry: int | None = None,
+        required: bool = False,
+    ) -> Answer | None:
+        """Send a message and wait: for its reply if it is a call, else until it is in good hands.
+
+        :param value: anything that can be serialised.
+        :param timeout: seconds until a call ends with MessagingTimeout; None: never.
+        :param monitor: seconds without a heartbeat after which a call ends.
+        :param retry: None or -1: as long as it takes; N: N + 1 tries, then MessageDeliveryFailure.
+        :param required: MessageUndeliverable at once if no server is registered.
+        :raises Unserializable: the value cannot be put on the wire.
+        :raises MessageTooLarge: it is larger than ``max_message_bytes``.
+        """
+        model = self._loop.model
+        body = wire.encode_body(value, self._settings.codec, model.pause)
+        request = Outgoing(
+            kind,
+            key,
+            self._settings.codec,
+            body,
+            timeout=timeout,
+            monitor=monitor,
+            retry=retry,
+            required=required,
+            waiter=model.Event(),
+        )
+        if request.size > self._settings.max_message_bytes:
+            raise MessageTooLarge(
+                f"The message to {key} has {request.size} bytes; max_message_bytes allows {self._settings.max_message_bytes}."
+            )
+        self._loop.post(self._submit, request)
+        try:
+            request.waiter.wait()
+        except BaseException:  # the caller was killed
+            self._loop.post(self._sender.cancel, request)
+            raise
+        if request.error is not None:
+            raise request.error
+        return request.outcome
+
+    # For the loop's thread.
+
+    def news(self, topic: Topic) -> None:
+        """The topic was looked up, or that failed."""
+        for request in self._held.pop(topic, ()):
+            self._sender.submit(request, self._now())
+
+    def gone(self, instance: bytes) -> None:
+        """The directory no longer has that process."""
+        self._sender.gone(instance, self._now())
+
+    def settle(self) -> None:
+        """Do what was decided, until nothing is left to do."""
+        sender = self._sender
+        while sender.writes or sender.wanted or sender.lookups or sender.doubtful:
+            writes, sender.writes = sender.writes, []
+            for link, frames in writes:
+                self._connections.write(link, frames)
+            while sender.lookups:
+                self._resolver.look_up(sender.lookups.pop())
+            while sender.doubtful:
+                self._resolver.verify(sender.doubtful.pop())
+            while sender.wanted:
+                self._connections.want(sender.wanted.pop())
+        if sender.finished:
+            finished, sender.finished = sender.finished, []
+            for request in finished:
+                request.waiter.set()
+        if sender.waiting:
+            self._resolver.watch(self._now())
+        if sender.lost:
+            self._log_lost()
+
+    def close(self) -> None:
+        """End what is pending."""
+        now = self._now()
+        for requests in self._held.values():
+            for request in requests:
+                self._sender.submit(request, now)
+        self._held.clear()
+        self._sender.close(now)
+        self.settle()
+
+    def _submit(self, request: Outgoing) -> None:
+        now = self._now()
+        topic = Topic(request.key.exchange, request.key.topic)
+        strictly = request.required or request.kind == wire.FANOUT
+        if self._resolver.refresh(topic, now, strictly=strictly) or not strictly:
+            self._sender.submit(request, now)
+        else:
+            self._held.setdefault(topic, []).append(request)
+
+    def _log_lost(self) -> None:
+        lost, self._sender.lost = self._sender.lost, []
+        causes: Counter[Any] = Counter((request.kind, request.key, reason) for request, reason in lost)
+        for (kind, key, reason), times in causes.items():
+            LOG.error("lost %d %s to %s: %s", times, wire.kind_name(kind), key, reason)

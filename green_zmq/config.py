@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and transport URL -> one frozen :class:`Settings`. Nothing else reads either."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from oslo_config import cfg
+from oslo_messaging.transport import TransportURL
+
+from green_zmq import executors, wire
+from green_zmq.delivery import Limits
+from green_zmq.errors import ConfigError, InvalidTransportURL
+
+GROUP: Final = "oslo_messaging_zmq"
+
+OPTIONS: Final = [
+    cfg.StrOpt(
+        "executor",
+        default="auto",
+        choices=["auto", *executors.NAMES, "threading"],
+        help="The concurrency model. 'auto' takes the one that the process is monkey-patched for, and native threads if it "
+        "is patched for none. A model needs naming only in an unpatched process that uses eventlet or gevent.",
+    ),
+    cfg.StrOpt(
+        "rpc_zmq_host",
+        help="The address or name of this host that other processes connect to. By default the loopback address with the "
+        "embedded directory (zmq://), else the name of this host.",
+    ),
+    cfg.StrOpt(
+        "rpc_zmq_bind_address",
+        help="The address or network interface to listen on; '*' for all. By default the loopback address with the embedded "
+        "directory (zmq://), else '*'.",
+    ),
+    cfg.PortOpt("rpc_zmq_min_port", default=49153, min=1, help="The first port that may be listened on."),
+    cfg.IntOpt(
+        "rpc_zmq_max_port",
+        default=65536,
+        min=1,
+        max=65536,
+        help="The end of the range of ports that may be listened on; itself it is not used. Each process that listens takes "
+        "one port for each of its transports.",
+    ),
+    cfg.IntOpt(
+        "zmq_target_expire",
+        default=60,
+        min=3,
+        help="Seconds after which a process that has not refreshed its record in the directory is taken for dead.",
+    ),
+    cfg.IntOpt(
+        "zmq_target_update",
+        default=20,
+        min=1,
+        help="Seconds between two refreshes of the record; less than half of zmq_target_expire.",
+    ),
+    cfg.StrOpt(
+        "rpc_zmq_serialization",
+        default="json",
+        choices=sorted(wire.CODECS),
+        help="How messages are encoded. Receivers take either.",
+    ),
+    cfg.FloatOpt(
+        "zmq_linger",
+        default=5.0,
+        min=0,
+        help="The most seconds that closing a transport waits for messages that are still to be delivered.",
+    ),
+    cfg.StrOpt(
+        "directory_path",
+        help="The file of the embedded directory (zmq://). By default green_zmq/directory.sqlite in the runtime folder of the "
+        "user ($XDG_RUNTIME_DIR, /run/user/UID), or else in green_zmq-UID in the folder for temporary files. All processes "
+        "that are to find each other must name the same.",
+    ),
+    cfg.FloatOpt(
+        "cast_grace",
+        default=1.0,
+        min=0,
+        help="Seconds a cast waits for a server to take it, at each of its tries; then the sender keeps it in its outbox and "
+        "goes on trying, or raises MessageDeliveryFailure if it was made with a number of retries.",
+    ),
+    cfg.FloatOpt(
+        "message_ttl",
+        default=300.0,
+        min=0,
+        help="Seconds a cast or fanout is kept for a server that does not take it; then it is lost, and logged.",
+    ),
+    cfg.IntOpt(
+        "outbox_messages",
+        default=1000,
+        min=1,
+        help="The most messages that are kept for servers that do not take them; above it, callers wait, then get errors.",
+    ),
+    cfg.IntOpt("outbox_bytes", default=64 << 20, min=1, help="As outbox_messages, in bytes."),
+    cfg.IntOpt(
+        "listener_window",
+        default=256,
+        min=1,
+        help="The most messages a listener takes ahead of those whose processing has begun. Above it, senders are told that "
+        "it is busy, and go to another server or ask again.",
+    ),
+    cfg.IntOpt(
+        "max_message_bytes",
+        default=256 << 20,
+        min=1024,
+        help="A larger message is refused where it is sent.",
+    ),
+    cfg.IntOpt(
+        "max_connections",
+        default=1000,
+        min=1,
+        help="The most connections to servers that are kept open; above it the least recently used one that nothing needs is "
+        "closed. Each takes 4 descriptors.",
+    ),
+    cfg.FloatOpt(
+        "connection_idle_timeout", default=600.0, min=1, help="Seconds after which an unused connection is closed."
+    ),
+    cfg.FloatOpt(
+        "heartbeat_interval",
+        default=5.0,
+        min=0.1,
+        help="Seconds between two heartbeats on an idle connection; a host that misses them for twice that is taken for lost.",
+    ),
+]
+
+_DIRECTORIES: Final = {"zmq": "sqlite", "zmq+memory": "memory"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a transport was told, checked. Times are seconds."""
+
+    model: str
+    directory: str
+    directory_path: Path
+    host: str
+    bind_address: str
+    min_port: int
+    max_port: int
+    expire: float
+    update: float
+    codec: int
+    linger: float
+    limits: Limits
+    listener_window: int
+    max_message_bytes: int
+    max_connections: int
+    idle_timeout: float
+    heartbeat: float
+
+
+def list_opts() -> list[tuple[str, list[Any]]]:
+    """For oslo-config-generator."""
+    return [(GROUP, OPTIONS)]
+
+
+def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
+    """The settings of a transport: what its URL's query says, else the options.
+
+    :raises InvalidTransportURL: the URL has a scheme, host or query that means nothing here.
+    :raises ConfigError: options do not fit each other.
+    :raises ModelError: the concurrency model cannot work in this process.
+    """
+    directory = _DIRECTORIES.get(url.transport)
+    if directory is None:
+        known = ", ".join(f"{scheme}://" for scheme in _DIRECTORIES)
+        raise InvalidTransportURL(str(url), f"'{url.transport}://' is no transport of green_zmq; it has {known}.")
+    if url.hosts or (url.virtual_host or "").strip("/"):
+        raise InvalidTransportURL(
+            str(url), f"{url.transport}:// names no host and no path; the file of its directory is directory_path."
+        )
+    values = _values(conf, url)
+    if values["rpc_zmq_max_port"] <= values["rpc_zmq_min_port"]:
+        raise ConfigError(
+            f"rpc_zmq_max_port ({values['rpc_zmq_max_port']}) must be above rpc_zmq_min_port ({values['rpc_zmq_min_port']})."
+        )
+    if values["zmq_target_expire"] < 2 * values["zmq_target_update"]:
+        raise ConfigError(
+            f"zmq_target_expire ({values['zmq_target_expire']}) must be at least twice zmq_target_update "
+            f"({values['zmq_target_update']}), or live servers are taken for dead."
+        )
+    # Everybody on one machine: nobody else is to reach it.
+    host = values["rpc_zmq_host"] or "127.0.0.1"
+    return Settings(
+        model=executors.choose(values["executor"]),
+        directory=directory,
+        directory_path=Path(values["directory_path"]) if values["directory_path"] else _default_path(),
+        host=host,
+        bind_address=values["rpc_zmq_bind_address"] or (host if _is_loopback(host) else "*"),
+        min_port=values["rpc_zmq_min_port"],
+        max_port=values["rpc_zmq_max_port"],
+        expire=values["zmq_target_expire"],
+        update=values["zmq_target_update"],
+        codec=wire.CODECS[values["rpc_zmq_serialization"]],
+        linger=values["zmq_linger"],
+        limits=Limits(
+            grace=values["cast_grace"],
+            time_to_live=values["message_ttl"],
+            outbox_messages=values["outbox_messages"],
+            outbox_bytes=values["outbox_bytes"],
+        ),
+        listener_window=values["listener_window"],
+        max_message_bytes=values["max_message_bytes"],
+        max_connections=values["max_connections"],
+        idle_timeout=values["connection_idle_timeout"],
+        heartbeat=values["heartbeat_interval"],
+    )
+
+
+def _values(conf: cfg.ConfigOpts, url: TransportURL) -> dict[str, Any]:
+    conf.register_opts(OPTIONS, group=GROUP)
+    options = {option.dest: option for option in OPTIONS}
+    values = {name: conf[GROUP][name] for name in options}
+    for name, text in url.query.items():
+        if name not in options:
+            raise InvalidTransportURL(
+                str(url), f"The query of the transport URL has the unknown option {name!r}; known are {', '.join(options)}."
+            )
+        try:
+            values[name] = options[name].type(text)
+        except ValueError as error:
+            raise InvalidTransportURL(str(url), f"In the query of the transport URL, {name}={text} is wrong: {error}.") from None
+    return values
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _default_path() -> Path:
+    user = os.getuid()
+    for folder in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{user}"):
+        if folder and os.access(folder, os.W_OK):
+            return Path(folder) / "green_zmq" / "directory.sqlite"
+    return Path(tempfile.gettempdir()) / f"green_zmq-{user}" / "directory.sqlite"

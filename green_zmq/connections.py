@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool of connections: one DEALER to each process that something is sent to.
+
+Made at the first send, used by every caller, closed when idle for long, when the process is gone, or as the least
+recently used above a limit. All of it runs in the loop's thread.
+
+Reconnecting is ours, not libzmq's: after a loss the socket is read empty, closed, and replaced after a growing time. So
+it is always known what was written to which connection, and nothing written to a dead one surfaces later.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from green_zmq.config import Settings
+from green_zmq.delivery import Link, Sender
+from green_zmq.errors import WireError
+from green_zmq.loop import Loop, Socket
+from green_zmq.routing import Node
+from green_zmq.wire import decode_answer
+
+LOG = logging.getLogger(__name__)
+
+# Times between two attempts to connect: doubled from the first to the most, each with a random part of half of it.
+_RETRY_FIRST: Final = 0.05
+_RETRY_MOST: Final = 10.0
+# TCP and ZMTP handshake together must be done in this time.
+_HANDSHAKE: Final = 5.0
+# libzmq is not to reconnect by itself; but with -1 it drops what has arrived and was not read when the peer closes.
+_NEVER: Final = 2**31 - 1
+_IDLE_LOOK: Final = 5.0
+
+_UP: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+_DOWN: Final = int(
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+# Monitors need an address of their own each, in the context that all loops of the process share.
+_monitors = itertools.count()
+
+
+class _Connection:
+    """A link's DEALER and its monitor; neither while it waits for its next attempt."""
+
+    __slots__ = ("attempts", "connecting_until", "dealer", "link", "monitor", "retry_at", "used")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.dealer: Socket | None = None
+        self.monitor: Socket | None = None
+        self.attempts = 0
+        self.retry_at = inf
+        self.used = 0.0
+
+
+class Connections:
+    def __init__(self, loop: Loop, sender: Sender, settings: Settings, now: Callable[[], float]) -> None:
+        self.counts: Counter[str] = Counter()
+        self.due = inf
+        self._loop = loop
+        self._sender = sender
+        self._settings = settings
+        self._now = now
+        # Least recently used first.
+        self._connections: OrderedDict[Link, _Connection] = OrderedDict()
+        self._complained: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        return sum(connection.dealer is not None for connection in self._connections.values())
+
+    def want(self, link: Link) -> None:
+        """Something waits to be sent there. Connects, or lets the attempt that is due anyway do it."""
+        connection = self._connections.get(link)
+        if connection is None:
+            connection = self._connections[link] = _Connection(link)
+            self._make_room()
+        if connection.dealer is None and connection.retry_at == inf:
+            self._connect(connection)
+
+    def write(self, link: Link, frames: list[bytes]) -> None:
+        connection = self._connections.get(link)
+        if connection is None or connection.dealer is None:
+            return  # lost in this very round: what is open is written again over the next one
+        connection.used = self._now()
+        self._connections.move_to_end(link)
+        self._loop.send(connection.dealer, frames)
+
+    def drop(self, link: Link) -> None:
+        """That process is gone for good."""
+        connection = self._connections.pop(link, None)
+        if connection is not None:
+            self._close(connection, 0)
+
+    def tick(self, now: float) -> None:
+        """Attempts that are due, and connections that were idle for long."""
+        for connection in list(self._connections.values()):
+            link = connection.link
+            if connection.retry_at <= now:
+                if link.idle and not self._sender.awaited():
+                    self._retire(connection)
+                else:
+                    self._connect(connection)
+            elif link.idle and connection.dealer is not None and connection.used + self._settings.idle_timeout <= now:
+                self.counts["connections closed: idle"] += 1
+                self._retire(connection)
+        self._set_due(now)
+
+    def close(self, linger: float) -> None:
+        for connection in self._connections.values():
+            self._close(connection, linger)
+        self._connections.clear()
+
+    def _set_due(self, now: float) -> None:
+        self.due = min((c.retry_at for c in self._connections.values()), default=inf)
+        if self._connections:
+            self.due = min(self.due, now + min(_IDLE_LOOK, self._settings.idle_timeout))
+
+    def _make_room(self) -> None:
+        """Above the limit the least recently used connection that nothing needs is closed; if all are needed, none."""
+        if len(self._connections) <= self._settings.max_connections:
+            return
+        for link, connection in self._connections.items():
+            if link.idle and connection.dealer is not None:
+                self.counts["connections closed: over the limit"] += 1
+                self._retire(connection)
+                return
+
+    def _retire(self, connection: _Connection) -> None:
+        del self._connections[connection.link]
+        self._close(connection, self._settings.linger)
+        self._sender.closed(connection.link)
+
+    def _connect(self, connection: _Connection) -> None:
+        node = connection.link.node
+        connection.retry_at = inf
+        connection.used = self._now()
+        self.counts["connections attempted"] += 1
+        try:
+            self._open(connection, node)
+        except zmq.ZMQError as error:
+            self._close(connection, 0)
+            if error.errno == errno.EMFILE:
+                self._complain(
+                    "descriptors",
+                    "out of descriptors: no connection to %s can be made; raise the limit of open files "
+                    "(ulimit -n, LimitNOFILE=), each peer takes 4",
+                    node,
+                )
+            else:
+                self._complain(node.address, "no connection to %s can be made: %s", node, error)
+            self._lost(connection)
+        self._set_due(self._now())
+
+    def _open(self, connection: _Connection, node: Node) -> None:
+        settings = self._settings
+        dealer = self._loop.open(zmq.DEALER, lambda frames: self._on_message(connection, frames))
+        connection.dealer = dealer
+        milliseconds = int(settings.heartbeat * 1000)
+        for option, value in (
+            (zmq.LINGER, int(settings.linger * 1000)),
+            (zmq.SNDHWM, 0),  # what is unanswered is bounded; a message that libzmq refuses would have to be kept as well
+            (zmq.IPV6, 1),
+            (zmq.MAXMSGSIZE, settings.max_message_bytes),
+            (zmq.RECONNECT_IVL, _NEVER),
+            (zmq.CONNECT_TIMEOUT, int(_HANDSHAKE * 1000)),
+            (zmq.HANDSHAKE_IVL, int(_HANDSHAKE * 1000)),
+            (zmq.HEARTBEAT_IVL, milliseconds),
+            (zmq.HEARTBEAT_TIMEOUT, milliseconds * 2),
+            (zmq.HEARTBEAT_TTL, milliseconds * 3),
+        ):
+            dealer.set(option, value)
+        address = f"inproc://green_zmq/monitor/{next(_monitors)}"
+        dealer.monitor(address, _UP | _DOWN)
+        monitor = self._loop.open(zmq.PAIR, lambda frames: self._on_event(connection, monitor, frames))
+        connection.monitor = monitor
+        monitor.connect(address)
+        dealer.connect(node.address)
+        self._loop.watch(dealer)
+        self._loop.watch(monitor)
+
+    def _close(self, connection: _Connection, linger: float) -> None:
+        dealer, monitor = connection.dealer, connection.monitor
+        connection.dealer = connection.monitor = None
+        connection.retry_at = inf
+        if dealer is not None:
+            if monitor is not None:
+                dealer.disable_monitor()
+            self._loop.close(dealer, linger)
+        if monitor is not None:
+            self._loop.close(monitor, 0)
+
+    def _on_message(self, connection: _Connection, frames: list[bytes]) -> None:
+        try:
+            answer = decode_answer(frames)
+        except WireError as error:
+            node = connection.link.node
+            self.counts["answers that are none of ours"] += 1
+            self._complain(f"answers of {node}", "dropped an answer of %s: %s", node, error)
+            return
+        connection.used = self._now()
+        self._sender.answered(connection.link, answer, connection.used)
+
+    def _on_event(self, connection: _Connection, monitor: Socket, frames: list[bytes]) -> None:
+        if connection.monitor is not monitor:
+            return  # of a socket that was replaced meanwhile
+        event = int(parse_monitor_message(frames)["event"])
+        if event == _UP:
+            self.counts["connections made"] += 1
+            connection.attempts = 0
+            self._sender.connected(connection.link, self._now())
+        elif event & _DOWN:
+            # What had arrived before the loss counts.
+            while connection.dealer is not None and self._loop.read(connection.dealer, 100):
+                pass
+            if connection.monitor is monitor:
+                self._lost(connection)
+
+    def _lost(self, connection: _Connection) -> None:
+        now = self._now()
+        self.counts["connections lost" if connection.link.up else "connections failed"] += 1
+        self._close(connection, 0)
+        wait = min(_RETRY_FIRST * 2 ** min(connection.attempts, 30), _RETRY_MOST)
+        connection.attempts += 1
+        connection.retry_at = now + wait * random.uniform(0.5, 1.0)
+        self._sender.disconnected(connection.link, now)
+        self._set_due(now)
+
+    def _complain(self, about: str, text: str, *arguments: object) -> None:
+        """Each thing once; then only every hundredth time."""
+        if self._complained[about] % 100 == 0:
+            LOG.warning(text, *arguments)
+        self._complained[about] += 1

@@ -1,0 +1,891 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The delivery protocol: a sender's side and a receiver's. Pure: time is an argument, frames go in and out.
+
+``doc/delivery.rst`` says what is promised and why this keeps it. The rules in short:
+
+* A request is for one instance of a process. It goes to another only when it is certain that the first did not and will
+  not run it: it was never written, was refused, or was given back.
+* The sender keeps what is unanswered and writes it again, in order, over a new connection to the same instance, before
+  anything new. So the ids that arrive at a receiver from one sender grow on every connection, and an id that is not above
+  all seen so far is a repeat: it is answered with what was answered before, or was closed long ago.
+* Every request says the lowest id its sender still has open with this receiver; what is below may be forgotten.
+
+Neither side touches a socket. What is to be done is left in their lists (``writes``, ``finished``, ...) for the owner to
+take, and ``due`` says when to call :meth:`tick` next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from oslo_messaging.exceptions import MessageDeliveryFailure, MessagingTimeout, MessageUndeliverable
+
+from green_zmq import wire
+from green_zmq.errors import DirectoryError, ServerGone, TransportClosed
+from green_zmq.routing import Node, Table, Topic, choose
+from green_zmq.wire import ASK, CALL, CAST, FANOUT, Answer, Key, Request
+
+# A call whose reply is ready sooner needs no acknowledgement of its own, as with TCP's delayed ACK (RFC 1122, 4.2.3.2).
+ACK_DELAY = 0.05
+# A server that is full is asked again after this time, doubled up to the second at every refusal in a row.
+BUSY_FIRST, BUSY_MOST = 0.01, 1.0
+# How long a caller is held back by a full outbox, in graces, before it gets an error.
+HOLD = 10
+# A receiver forgets a sender that it has not heard of for so long and that waits for nothing.
+FORGET = 600.0
+# Replies are kept for repeats until the sender says that it has them; never more bytes than this, but always the last.
+REPLY_CACHE = 64 << 20
+# Closed requests remembered of one sender while an older one of it is open.
+REMEMBER = 10_000
+# A caller that a full outbox holds back is looked after so often.
+_HELD = 0.05
+# Replies and closed requests whose time has run out are looked for so often.
+_SWEEP = 5.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The options that delivery depends on; seconds, messages and bytes."""
+
+    grace: float = 1.0
+    time_to_live: float = 300.0
+    outbox_messages: int = 1000
+    outbox_bytes: int = 64 << 20
+
+
+class Outgoing:
+    """A request on its way: what its caller gave, and how far it has come."""
+
+    __slots__ = (
+        "accepted",
+        "body",
+        "codec",
+        "deadline",
+        "error",
+        "grace_until",
+        "heard",
+        "id",
+        "key",
+        "key_bytes",
+        "kind",
+        "link",
+        "monitor",
+        "outcome",
+        "over",
+        "pinned",
+        "released",
+        "required",
+        "retry",
+        "size",
+        "waiter",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        kind: int,
+        key: Key,
+        codec: int,
+        body: Sequence[bytes],
+        *,
+        timeout: float | None = None,
+        monitor: float | None = None,
+        retry: int | None = None,
+        required: bool = False,
+        waiter: Any = None,
+    ) -> None:
+        """
+        :param timeout: of a call, seconds.
+        :param monitor: the most seconds a call may go without a heartbeat of the server that runs it.
+        :param retry: None or -1: never give up early; N: give up after N + 1 graces without a server taking it.
+        :param required: fail at once when no server is registered.
+        :param waiter: kept for the owner.
+        """
+        self.kind = kind
+        self.key = key
+        self.key_bytes = wire.encode_key(key)
+        self.codec = codec
+        self.body = body
+        self.deadline = inf if timeout is None else timeout  # made absolute by Sender.submit()
+        self.monitor = monitor
+        self.retry = None if retry is None or retry < 0 else retry
+        self.required = required
+        self.waiter = waiter
+        self.size = sum(map(len, body))
+        self.outcome: Answer | None = None
+        self.error: Exception | None = None
+        self.grace_until = inf
+        self.heard = 0.0
+        self.id = 0
+        self.writes = 0
+        self.link: Link | None = None
+        self.pinned: Link | None = None
+        self.accepted = False
+        self.released = False
+        self.over = False
+
+    def due(self) -> float:
+        """When something must be decided about it if nothing arrives before."""
+        due = self.deadline if self.released else min(self.deadline, self.grace_until)
+        return due if self.monitor is None else min(due, self.heard + self.monitor)
+
+
+class Link:
+    """What the sender knows of one instance, and what it has with it.
+
+    :ivar queue: what waits for the connection, or for the server to have room.
+    :ivar open: what was written and waits for its answer, by id, lowest first.
+    :ivar taken: casts that were accepted and may still be given back, by id.
+    """
+
+    __slots__ = ("busy_for", "busy_until", "down", "node", "open", "queue", "taken", "up")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.up = False
+        self.down = False
+        self.queue: deque[Outgoing] = deque()
+        self.open: dict[int, Outgoing] = {}
+        self.taken: dict[int, Outgoing] = {}
+        self.busy_for = 0.0
+        self.busy_until = 0.0
+
+    @property
+    def load(self) -> int:
+        """Requests outstanding; an accepted cast is not: when it is started says nothing of how idle the server is."""
+        return len(self.open) + len(self.queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing needs the connection."""
+        return not self.open and not self.queue and not self.taken
+
+    def usable(self, now: float) -> bool:
+        return not self.down and self.busy_until <= now
+
+    def floor(self) -> int:
+        """The lowest id that is open with this instance, of which there is one at least."""
+        if not self.taken:
+            return next(iter(self.open))
+        return min(next(iter(self.taken)), next(iter(self.open), 1 << 63))
+
+
+class _Route:
+    __slots__ = ("links", "turn")
+
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
+        self.turn = 0
+
+
+class Sender:
+    """The sending side of one process, towards every server.
+
+    To be taken by the owner after each round of events:
+
+    :ivar writes: (link, frames) to be written to that link's connection.
+    :ivar wanted: links that need a connection.
+    :ivar lookups: topics to be looked up in the directory.
+    :ivar doubtful: nodes whose connection was lost: does the directory still have them?
+    :ivar waiting: requests that wait for a server, by address; only to be looked at.
+    :ivar finished: requests whose caller can go on: ``error`` or ``outcome`` (a reply or failure, None after a cast).
+    :ivar lost: (request, reason) of messages that were lost without an error for anybody.
+    """
+
+    def __init__(self, instance: bytes, limits: Limits, table: Table) -> None:
+        self.instance = instance
+        self.table = table
+        self.counts: Counter[str] = Counter()
+        self.due = inf
+        self.writes: list[tuple[Link, list[bytes]]] = []
+        self.wanted: set[Link] = set()
+        self.lookups: set[Topic] = set()
+        self.doubtful: list[Node] = []
+        self.finished: list[Outgoing] = []
+        self.lost: list[tuple[Outgoing, str]] = []
+        self._limits = limits
+        self._ids = itertools.count(1)
+        self._links: dict[bytes, Link] = {}
+        self._routes: dict[Key, _Route] = {}
+        self._requests: dict[Outgoing, None] = {}
+        self.waiting: dict[Key, deque[Outgoing]] = {}
+        self._draining: dict[Key, Outgoing] = {}
+        self._busy: set[Link] = set()
+        self._outbox: dict[Outgoing, None] = {}
+        self._outbox_bytes = 0
+        self._directory_error = ""
+
+    # What the owner tells.
+
+    def submit(self, request: Outgoing, now: float) -> None:
+        """Take a request on; it ends in ``finished``, at once where nothing is to be waited for."""
+        limits = self._limits
+        if request.kind == CALL:
+            request.deadline += now
+            if request.retry is not None:
+                request.grace_until = now + limits.grace * (request.retry + 1)
+        else:
+            request.deadline = now + limits.time_to_live
+            request.grace_until = now + limits.grace * ((request.retry or 0) + 1)
+        request.heard = now
+        self._requests[request] = None
+        self.due = min(self.due, request.due())
+        if request.kind == CAST and (request.key in self.waiting or request.key in self._draining):
+            self._wait(request)  # in order behind those that wait already
+        else:
+            self._route(request, now)
+
+    def answered(self, link: Link, answer: Answer, now: float) -> None:
+        """An answer came over this link's connection."""
+        kind = answer.kind
+        if kind in (wire.WRONG_INSTANCE, wire.WRONG_VERSION):
+            self.counts[f"answers {wire.kind_name(kind)}"] += 1
+            self.gone(link.node.instance, now)
+        elif answer.server != link.node.instance:
+            self.counts["answers from a wrong instance"] += 1
+        elif kind == wire.DONE:
+            for id in answer.ids:
+                link.taken.pop(id, None)
+        else:
+            for id in answer.ids:
+                request = link.open.get(id) or link.taken.get(id)
+                if request is None:
+                    self.counts["answers nobody waits for"] += 1
+                else:
+                    self._answer(link, request, answer, now)
+
+    def connected(self, link: Link, now: float) -> None:
+        """The connection stands: whatever is open with that instance is written again, in order, before anything new."""
+        link.up, link.down = True, False
+        for request in [*link.taken.values(), *link.open.values()]:
+            self.counts["requests written again"] += 1
+            self._write(request, link, now)
+        self._flush(link, now)
+        self._pump_all(now)
+
+    def disconnected(self, link: Link, now: float) -> None:
+        """The connection was lost, or could not be made."""
+        link.up, link.down = False, True
+        self.doubtful.append(link.node)
+        queued = list(link.queue)
+        link.queue.clear()
+        for request in queued:
+            self._again(request, now)
+        if not link.idle:
+            self.wanted.add(link)
+
+    def closed(self, link: Link) -> None:
+        """The connection was closed because nothing needs it."""
+        link.up = link.down = False
+        self._prune(link)
+
+    def gone(self, instance: bytes, now: float) -> None:
+        """That process is gone for good, or another has its address."""
+        self._discard(instance, None)
+        link = self._links.pop(instance, None)
+        if link is None:
+            return
+        self.counts["servers gone"] += 1
+        connected, link.up, link.down = link.up, False, True
+        queued, sent, taken = list(link.queue), list(link.open.values()), list(link.taken.values())
+        link.queue.clear()
+        link.open.clear()
+        link.taken.clear()
+        for request in taken:
+            self.counts["messages lost"] += 1
+            self.lost.append((request, f"{link.node} had accepted it and is gone"))
+        for request in sent:
+            # Written once means written to whoever answers there now: a reconnection would have written it again.
+            if request.writes == 1 and connected and not request.accepted:
+                queued.append(request)
+                continue
+            what = "had accepted it" if request.accepted else "was sent it, whether it ran is not known,"
+            text = f"No reply from {request.key}: {link.node} {what} and is gone."
+            error: Exception | None = ServerGone(text, str(link.node))
+            if request.kind != CALL:
+                error = None if request.retry is None else MessageDeliveryFailure(text)
+            self._lose(request, f"{link.node} {what} and is gone", error)
+        for request in queued:
+            if request.pinned is link:
+                self._lose(request, f"{link.node} is gone", None)
+            else:
+                self._again(request, now)
+
+    def looked_up(self, topic: Topic, now: float) -> None:
+        """The directory has answered for this topic, and the table has it."""
+        self._directory_error = ""
+        self._forget_routes(topic)
+        for key in [k for k in self.waiting if k[:2] == topic]:
+            for request in [r for r in self.waiting[key] if r.required or r.kind == FANOUT]:
+                self.waiting[key].remove(request)
+                self._route(request, now)
+            self._pump(key, now)
+
+    def not_looked_up(self, topic: Topic, reason: str) -> None:
+        """The directory did not answer. Calls that need it end at once; casts wait, as they would for a server."""
+        self._directory_error = reason
+        if topic in self.table:
+            return
+        for key in [k for k in self.waiting if k[:2] == topic]:
+            for request in [r for r in self.waiting[key] if r.kind == CALL or r.required]:
+                text = f"The message to {key} cannot be sent, since no server of it is known: {reason}"
+                self._lose(request, reason, DirectoryError(text))
+
+    def awaited(self) -> set[Topic]:
+        """The topics that requests wait for a server of."""
+        return {Topic(*key[:2]) for key in self.waiting}
+
+    def cancel(self, request: Outgoing) -> None:
+        """Its caller was killed: nobody waits for it any more."""
+        if not request.released:
+            self.counts["calls abandoned"] += 1
+            request.released = True
+            self._settle(request)
+
+    def tick(self, now: float) -> None:
+        """Whatever is due by now: deadlines, graces, heartbeats, servers to be asked again."""
+        self.due = inf
+        ready = [link for link in self._busy if link.busy_until <= now]
+        if ready:
+            self._busy.difference_update(ready)
+            for link in ready:
+                if link.up:
+                    self._flush(link, now)
+            self._pump_all(now)
+        for request in [r for r in self._requests if r.due() <= now]:
+            if not request.over:
+                self._overdue(request, now)
+        self.due = min(
+            self.due,
+            min((request.due() for request in self._requests), default=inf),
+            min((link.busy_until for link in self._busy), default=inf),
+        )
+
+    def close(self, now: float) -> None:
+        """End everything: callers get :class:`TransportClosed`, what is left of the outbox is lost."""
+        for request in list(self._requests):
+            reason = f"the transport was closed; {self._known(request, now)}"
+            self._lose(request, reason, TransportClosed(f"The message to {request.key} was given up: {reason}."))
+
+    @property
+    def pending(self) -> int:
+        """Messages that no caller waits for and that no server has taken yet."""
+        return len(self._outbox)
+
+    # Decisions.
+
+    def _route(self, request: Outgoing, now: float) -> None:
+        """Give the request to a server, or let it wait for one."""
+        route = self._routes.get(request.key) or self._find(request.key)
+        if route is None:
+            self.lookups.add(Topic(*request.key[:2]))
+            self._wait(request)
+        elif not route.links:
+            self._no_server(request)
+        elif request.kind == FANOUT:
+            self._fan_out(request, route.links, now)
+        else:
+            found = choose(route.links, route.turn, now)
+            if found is None:
+                self.wanted.update(link for link in route.links if link.down)
+                self._wait(request)
+            else:
+                route.turn, link = found
+                self._assign(request, link, now)
+
+    def _no_server(self, request: Outgoing) -> None:
+        self.lookups.add(Topic(*request.key[:2]))
+        if request.required:
+            key = request.key
+            request.error = MessageUndeliverable(
+                MessageDeliveryFailure(f"No server is registered for {key}."),
+                key.exchange,
+                f"{key.topic}.{key.server}" if key.server else key.topic,
+                None,
+            )
+        elif request.kind != FANOUT:
+            self._wait(request)
+            return
+        self._settle(request)
+        self._finish(request)
+
+    def _find(self, key: Key) -> _Route | None:
+        nodes = self.table.nodes(key)
+        if nodes is None:
+            return None
+        links = [self._link(node) for node in nodes if node.wire == wire.VERSION]
+        route = self._routes[key] = _Route(links)
+        return route
+
+    def _link(self, node: Node) -> Link:
+        link = self._links.get(node.instance)
+        if link is None:
+            link = self._links[node.instance] = Link(node)
+        return link
+
+    def _discard(self, instance: bytes, key: Key | None) -> None:
+        for topic in self.table.discard(instance, key):
+            self._forget_routes(topic)
+            self.lookups.add(topic)
+
+    def _forget_routes(self, topic: Topic) -> None:
+        """The routes of this topic are found anew, and go on in turn."""
+        for key in [k for k in self._routes if k[:2] == topic]:
+            old = self._routes.pop(key)
+            new = self._find(key)
+            if new is not None and new.links:
+                new.turn = old.turn % len(new.links)
+            for link in old.links:
+                self._prune(link)
+
+    def _prune(self, link: Link) -> None:
+        """Forget an instance that no route leads to and that nothing is left with."""
+        if link.idle and not link.up and not any(link in route.links for route in self._routes.values()):
+            self._links.pop(link.node.instance, None)
+            self._busy.discard(link)
+
+    def _assign(self, request: Outgoing, link: Link, now: float) -> None:
+        request.link = link
+        if link.up and not (link.queue or link.busy_until > now):
+            self._write_first(request, link, now)
+        else:
+            link.queue.append(request)
+            if not link.up:
+                self.wanted.add(link)
+
+    def _flush(self, link: Link, now: float) -> None:
+        while link.queue:
+            self._write_first(link.queue.popleft(), link, now)
+
+    def _write_first(self, request: Outgoing, link: Link, now: float) -> None:
+        request.id = next(self._ids)
+        request.writes = 0
+        link.open[request.id] = request
+        self._write(request, link, now)
+
+    def _write(self, request: Outgoing, link: Link, now: float) -> None:
+        request.writes += 1
+        frames = wire.encode_request(
+            ASK if request.accepted else request.kind,
+            link.node.instance,
+            self.instance,
+            request.id,
+            link.floor(),
+            None if request.deadline == inf else request.deadline - now,
+            request.key_bytes,
+            codec=request.codec,
+            monitor=request.monitor,
+            body=() if request.accepted else request.body,
+        )
+        self.writes.append((link, frames))
+
+    def _fan_out(self, request: Outgoing, links: list[Link], now: float) -> None:
+        """One copy to each process; the caller waits for none of them, but for room in the outbox."""
+        if not request.released and not self._has_room(request, len(links)):
+            request.grace_until = min(request.grace_until, now + _HELD)
+            self.due = min(self.due, request.grace_until)
+            self._wait(request)
+            return
+        self._settle(request)
+        self._finish(request)
+        for link in links:
+            copy = Outgoing(FANOUT, request.key, request.codec, request.body)
+            copy.deadline, copy.pinned = request.deadline, link
+            self._requests[copy] = None
+            self._keep(copy)
+            self.due = min(self.due, copy.due())
+            self._assign(copy, link, now)
+
+    def _answer(self, link: Link, request: Outgoing, answer: Answer, now: float) -> None:
+        kind = answer.kind
+        if kind in (wire.REPLY, wire.FAILURE):
+            request.outcome = answer
+            link.busy_for = 0.0
+            self._settle(request)
+            self._finish(request)
+        elif kind == wire.ACCEPTED:
+            request.accepted = True
+            request.heard = now
+            link.busy_for = 0.0
+            if request.kind != CALL and request.id in link.open:
+                self._settle(request)
+                link.taken[request.id] = request
+                self._finish(request)
+                self._drained(request, now)
+        elif kind == wire.HEARTBEAT:
+            request.accepted = True
+            request.heard = now
+        else:
+            self._refused(link, request, kind, now)
+
+    def _refused(self, link: Link, request: Outgoing, kind: int, now: float) -> None:
+        """The server did not and will not run it, so that it can go elsewhere."""
+        self.counts[f"answers {wire.kind_name(kind)}"] += 1
+        if link.taken.pop(request.id, None) is not None:  # a cast that is given back
+            request.over = False
+            self._requests[request] = None
+            self._keep(request)
+            self.due = min(self.due, request.due())
+        link.open.pop(request.id, None)
+        request.accepted = False
+        # Whatever the reason, it is not asked again at once: a directory that is behind would send us there for ever.
+        link.busy_for = min(max(BUSY_FIRST, link.busy_for * 2), BUSY_MOST)
+        link.busy_until = now + link.busy_for
+        self._busy.add(link)
+        self.due = min(self.due, link.busy_until)
+        if kind != wire.BUSY:
+            if request.pinned is not None:  # it has left the topic: fanout has nothing to do there
+                request.link = None
+                self._settle(request)
+                return
+            self._discard(link.node.instance, request.key)
+        self._again(request, now)
+
+    def _again(self, request: Outgoing, now: float) -> None:
+        """Give a request that was not run to a server, ahead of those to its address that came after it."""
+        request.id = 0
+        request.link = None
+        if request.pinned is not None:
+            self._assign(request, request.pinned, now)
+        elif request.kind == CAST:
+            if self._draining.get(request.key) is request:
+                del self._draining[request.key]
+            self._wait(request, first=True)
+            self._pump(request.key, now)
+        else:
+            self._route(request, now)
+
+    def _wait(self, request: Outgoing, first: bool = False) -> None:
+        queue = self.waiting.setdefault(request.key, deque())
+        if first:
+            queue.appendleft(request)
+        else:
+            queue.append(request)
+
+    def _pump_all(self, now: float) -> None:
+        for key in list(self.waiting):
+            self._pump(key, now)
+
+    def _pump(self, key: Key, now: float) -> None:
+        """Send what waits for this address as long as a server can take it; casts one by one, to keep their order."""
+        queue = self.waiting.pop(key, None)
+        while queue and not (queue[0].kind == CAST and key in self._draining):
+            request = queue.popleft()
+            self._route(request, now)
+            if key in self.waiting:  # it waits again
+                queue.extendleft(reversed(self.waiting.pop(key)))
+                break
+            if request.kind == CAST and not request.over:
+                self._draining[key] = request
+        if queue:
+            self.waiting[key] = queue
+
+    def _drained(self, request: Outgoing, now: float) -> None:
+        if self._draining.get(request.key) is request:
+            del self._draining[request.key]
+            self._pump(request.key, now)
+
+    def _overdue(self, request: Outgoing, now: float) -> None:
+        known = self._known(request, now)
+        if request.deadline <= now:
+            error: Exception
+            if request.kind == CALL:
+                error = MessagingTimeout(f"No reply from {request.key} in time: {known}.")
+            else:
+                error = MessageDeliveryFailure(f"The message to {request.key} was not taken in time: {known}.")
+            self._lose(request, f"its time to live has run out; {known}", error)
+        elif request.monitor is not None and request.heard + request.monitor <= now:
+            text = f"No heartbeat of the call to {request.key} for {request.monitor:g} s: {known}."
+            self._lose(request, "no heartbeat", MessagingTimeout(text))
+        elif request.kind == CALL and request.accepted:
+            request.grace_until = inf
+        elif request.retry is not None:
+            text = f"The message to {request.key} was taken by no server in {request.retry + 1} tries: {known}."
+            self._lose(request, known, MessageDeliveryFailure(text))
+        else:
+            self._let_go(request, known, now)
+        self._drained(request, now)
+
+    def _let_go(self, request: Outgoing, known: str, now: float) -> None:
+        """The grace of a cast is over: it goes on in the outbox, without its caller; or that waits for room there."""
+        route = self._routes.get(request.key)
+        copies = len(route.links) if route is not None and request.kind == FANOUT else 1
+        limits = self._limits
+        if self._has_room(request, copies):
+            if request.kind == FANOUT and route is not None:
+                self._pump(request.key, now)
+            else:
+                self.counts["messages kept in the outbox"] += 1
+                self._keep(request)
+                self.finished.append(request)
+        elif request.deadline - limits.time_to_live + limits.grace * (1 + HOLD) <= now:
+            reason = f"the outbox is full ({len(self._outbox)} messages wait for their servers); {known}"
+            self._lose(request, reason, MessageDeliveryFailure(f"The message to {request.key} was refused: {reason}."))
+        else:
+            request.grace_until = now + _HELD
+
+    def _has_room(self, request: Outgoing, copies: int) -> bool:
+        """Whether the outbox can take it; an empty one takes anything."""
+        limits = self._limits
+        return not self._outbox or (
+            len(self._outbox) + copies <= limits.outbox_messages
+            and self._outbox_bytes + request.size * copies <= limits.outbox_bytes
+        )
+
+    def _keep(self, request: Outgoing) -> None:
+        request.released = True
+        self._outbox[request] = None
+        self._outbox_bytes += request.size
+
+    def _lose(self, request: Outgoing, reason: str, error: Exception | None) -> None:
+        """A request ends without its answer: with an error for its caller, or if nobody is to get one, in the log."""
+        if request.released or error is None:
+            self.counts["messages lost"] += 1
+            self.lost.append((request, reason))
+        else:
+            request.error = error
+        self._settle(request)
+        self._finish(request)
+
+    def _settle(self, request: Outgoing) -> None:
+        """Nothing more is to be decided about it."""
+        request.over = True
+        self._requests.pop(request, None)
+        if request in self._outbox:
+            del self._outbox[request]
+            self._outbox_bytes -= request.size
+        link = request.link
+        if link is not None and request.id:
+            link.open.pop(request.id, None)
+            return
+        queue = self.waiting.get(request.key) if link is None else link.queue
+        if queue is not None and request in queue:
+            queue.remove(request)
+            if link is None and not queue:
+                del self.waiting[request.key]
+
+    def _finish(self, request: Outgoing) -> None:
+        if not request.released:
+            request.released = True
+            self.finished.append(request)
+
+    def _known(self, request: Outgoing, now: float) -> str:
+        """What is known of a request that is not answered, for its error."""
+        if request.link is not None:
+            node = request.link.node
+            if request.accepted:
+                return f"{node} accepted it and did not reply"
+            if request.id:
+                return f"it was sent to {node}, which did not accept it"
+            return f"no connection to {node}"
+        nodes = self.table.nodes(request.key)
+        if self._directory_error and not nodes:
+            return f"the directory does not answer ({self._directory_error})"
+        if nodes is None:
+            return "the directory has not answered yet"
+        if not nodes:
+            return "no server is registered for it"
+        if all(node.wire != wire.VERSION for node in nodes):
+            return f"its servers speak another version of the wire protocol than ours, {wire.VERSION}: {nodes[0]}"
+        if any(link.busy_until + BUSY_MOST > now for link in map(self._link, nodes)):
+            return "all its servers are busy: " + ", ".join(map(str, nodes))
+        return "no connection to " + ", ".join(map(str, nodes))
+
+
+class Record:
+    """A request at its receiver, for as long as it may be repeated."""
+
+    __slots__ = ("answer", "deadline", "forgotten", "frames", "id", "key", "kind", "monitor", "route", "running", "sender")
+
+    def __init__(self, request: Request, route: bytes, now: float) -> None:
+        self.sender = request.sender
+        self.id = request.id
+        self.kind = request.kind
+        self.key = request.key
+        self.monitor = request.monitor
+        self.route = route
+        self.deadline = inf if request.left is None else now + request.left
+        self.answer = 0
+        self.frames: list[bytes] | None = None
+        self.running = False
+        self.forgotten = False
+
+
+class _Peer:
+    """What a receiver remembers of one sender."""
+
+    __slots__ = ("heard", "highest", "records")
+
+    def __init__(self) -> None:
+        self.highest = 0
+        self.heard = 0.0
+        self.records: dict[int, Record] = {}
+
+
+class Receiver:
+    """The receiving side of one process, towards every sender.
+
+    :ivar writes: (route, frames) to be written, to be taken by the owner after :meth:`flush`.
+    """
+
+    def __init__(self, instance: bytes) -> None:
+        self.instance = instance
+        self.counts: Counter[str] = Counter()
+        self.due = inf
+        self.writes: list[tuple[bytes, list[bytes]]] = []
+        self._peers: dict[bytes, _Peer] = {}
+        self._acks: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._done: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._done_at = inf
+        self._unanswered: OrderedDict[Record, float] = OrderedDict()
+        self._replies: OrderedDict[Record, int] = OrderedDict()
+        self._reply_bytes = 0
+        self._sweep_at = inf
+
+    def request(self, route: bytes, request: Request, now: float) -> Record | None:
+        """A request arrived. A record: it is new, to be accepted or refused; None: nothing is to be done with it."""
+        if request.to != self.instance:
+            self.counts["requests for another instance"] += 1
+            self._answer(route, wire.WRONG_INSTANCE, request.id)
+            return None
+        peer = self._peers.get(request.sender)
+        if peer is None:
+            peer = self._peers[request.sender] = _Peer()
+            if self._sweep_at == inf:
+                self._sweep_at = now + _SWEEP
+                self.due = min(self.due, self._sweep_at)
+        peer.heard = now
+        records = peer.records
+        while records and (lowest := next(iter(records))) < request.floor:
+            self._forget(records.pop(lowest))
+        record = records.get(request.id)
+        if record is not None:
+            self._repeated(record, route)
+            return None
+        if request.id <= peer.highest or request.kind == ASK:
+            self.counts["requests closed long ago"] += 1
+            return None
+        peer.highest = request.id
+        record = records[request.id] = Record(request, route, now)
+        if len(records) > REMEMBER:
+            self._trim(records)
+        if record.deadline <= now:
+            self.counts["requests too late"] += 1
+            return None
+        return record
+
+    def accept(self, record: Record, now: float) -> None:
+        """The request is in the queue of a listener."""
+        record.answer = wire.ACCEPTED
+        record.running = True
+        if record.kind == CALL:
+            self._unanswered[record] = now + ACK_DELAY
+            self.due = min(self.due, now + ACK_DELAY)
+        else:
+            self._acks[record.route].append(record.id)
+
+    def refuse(self, record: Record, kind: int) -> None:
+        """The request is not and will not be run here: busy, not here, or given back."""
+        record.answer = kind
+        record.running = False
+        self._unanswered.pop(record, None)
+        self.counts[f"requests refused: {wire.kind_name(kind)}"] += 1
+        self._answer(record.route, kind, record.id)
+
+    def started(self, record: Record, now: float) -> None:
+        """A cast or fanout was begun: its sender need not keep it any longer."""
+        record.answer = wire.DONE
+        record.running = False
+        self._done[record.route].append(record.id)
+        if self._done_at == inf:
+            self._done_at = now + ACK_DELAY
+            self.due = min(self.due, self._done_at)
+
+    def reply(self, record: Record, kind: int, codec: int, body: Sequence[bytes]) -> None:
+        """A call was run: a reply or a failure."""
+        self._unanswered.pop(record, None)
+        record.running = False
+        record.answer = kind
+        if record.forgotten:
+            self.counts["replies nobody waits for"] += 1
+            return
+        record.frames = wire.encode_answer(kind, self.instance, (record.id,), codec=codec, body=body)
+        self.writes.append((record.route, record.frames))
+        size = self._replies[record] = sum(map(len, record.frames))
+        self._reply_bytes += size
+        while self._reply_bytes > REPLY_CACHE and len(self._replies) > 1:
+            self._drop_reply(next(iter(self._replies)))
+
+    def heartbeat(self, record: Record) -> None:
+        """A call is still being run."""
+        if record.running and not record.forgotten:
+            self._unanswered.pop(record, None)
+            self._answer(record.route, wire.HEARTBEAT, record.id)
+
+    def tick(self, now: float) -> None:
+        """Whatever is due by now: acknowledgements, and the forgetting of what nobody asks for any more."""
+        while self._unanswered:
+            record, due = next(iter(self._unanswered.items()))
+            if due > now:
+                break
+            del self._unanswered[record]
+            self._acks[record.route].append(record.id)
+        if self._done_at <= now:
+            self._done_at = inf
+            self._write_ids(wire.DONE, self._done)
+        if self._sweep_at <= now:
+            self._sweep(now)
+        self.due = min(self._sweep_at, self._done_at, next(iter(self._unanswered.values()), inf))
+
+    def flush(self) -> None:
+        """Turn the acknowledgements collected since into messages: one to each connection."""
+        if self._acks:
+            self._write_ids(wire.ACCEPTED, self._acks)
+
+    def _write_ids(self, kind: int, ids: dict[bytes, list[int]]) -> None:
+        for route, answered in ids.items():
+            self.writes.append((route, wire.encode_answer(kind, self.instance, answered)))
+        ids.clear()
+
+    def _answer(self, route: bytes, kind: int, id: int) -> None:
+        self.writes.append((route, wire.encode_answer(kind, self.instance, (id,))))
+
+    def _repeated(self, record: Record, route: bytes) -> None:
+        """Answered on the connection that the latest copy came over, with what was answered before."""
+        self.counts["requests repeated"] += 1
+        record.route = route
+        if record.frames is not None:
+            self.writes.append((route, record.frames))
+        elif record.answer not in (0, wire.REPLY, wire.FAILURE):
+            if record.answer == wire.DONE:
+                self._answer(route, wire.ACCEPTED, record.id)
+            self._answer(route, record.answer, record.id)
+
+    def _forget(self, record: Record) -> None:
+        record.forgotten = True
+        if record in self._replies:
+            self._drop_reply(record)
+        self._unanswered.pop(record, None)
+
+    def _drop_reply(self, record: Record) -> None:
+        self._reply_bytes -= self._replies.pop(record)
+        record.frames = None
+
+    def _trim(self, records: dict[int, Record]) -> None:
+        for id in [id for id, record in records.items() if not record.running][: REMEMBER // 10]:
+            self._forget(records.pop(id))
+
+    def _sweep(self, now: float) -> None:
+        for sender, peer in list(self._peers.items()):
+            for id in [id for id, r in peer.records.items() if r.deadline <= now and not r.running]:
+                self._forget(peer.records.pop(id))
+            if peer.heard + FORGET <= now and not any(r.running for r in peer.records.values()):
+                for record in peer.records.values():
+                    self._forget(record)
+                del self._peers[sender]
+        self._sweep_at = now + _SWEEP if self._peers else inf

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories: who serves what. One is chosen by the scheme of the transport URL."""
+
+from __future__ import annotations
+
+import importlib
+
+from green_zmq.config import Settings
+from green_zmq.directory.base import Directory, Listing
+
+__all__ = ["Directory", "Listing", "open_directory"]
+
+
+def open_directory(settings: Settings) -> Directory:
+    """The directory of a transport; its library is imported only now.
+
+    :raises DirectoryError: it cannot be used.
+    """
+    module = importlib.import_module(f"green_zmq.directory.{settings.directory}")
+    directory: Directory = module.open_directory(settings)
+    return directory

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded directory of one machine: ``zmq://``. An SQLite file (WAL) that all processes of a user share.
+
+Times are of the monotonic clock, which all processes of a host share from one boot to the next; records of an earlier
+boot are dropped. A process whose pid is gone is dead at once; where pids cannot be compared (containers that share the
+file), its record expires.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from green_zmq.config import Settings
+from green_zmq.directory.base import Listing
+from green_zmq.errors import DirectoryError
+from green_zmq.routing import Entry, Node, Topic
+
+_SCHEMA: Final = """
+create table if not exists nodes (
+    instance blob primary key,
+    record text not null,   -- a map that can grow
+    boot text not null,
+    process text not null,  -- pid namespace, pid and start time
+    expires real not null
+) without rowid;
+create table if not exists listeners (
+    exchange text not null,
+    topic text not null,
+    server text not null,
+    instance blob not null references nodes on delete cascade,
+    since real not null,
+    primary key (exchange, topic, server, instance)
+) without rowid;
+create index if not exists listeners_of_a_node on listeners (instance);
+"""
+# Of the schema, kept in the file as its user_version.
+_VERSION: Final = 1
+# How long a write waits for those of other processes, seconds.
+_PATIENCE: Final = 5.0
+
+_SELECT: Final = "select n.instance, n.record, n.process, l.{} from nodes n join listeners l using (instance) where {}"
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _process(pid: int | str) -> str:
+    """What tells a process from a later one with its pid; empty if there is none."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        # The name, in parentheses, may hold anything; the start time is the 20th field after it (proc(5)).
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if started[0] in "ZX" else f"{namespace} {pid} {started[19]}"
+    except (OSError, IndexError):
+        return ""
+
+
+class SqliteDirectory:
+    def __init__(self, path: Path, expire: float) -> None:
+        self._path = path
+        self._expire = expire
+        self._boot = _boot()
+        self._namespace = _process("self").partition(" ")[0]
+        with self._errors("opened"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if path.parent.name.startswith("green_zmq") and path.parent.stat().st_uid not in (os.getuid(), 0):
+                raise DirectoryError(f"The folder {path.parent} belongs to another user; set directory_path to a file of yours.")
+            self._open()
+        self._seen: Any = None
+
+    def _open(self) -> None:
+        self._database = self._connect()
+        # Its data_version changes when another connection writes, also the one above. It must never wait.
+        self._watch = self._connect()
+        self._watch.execute("pragma busy_timeout = 0")
+        self._file = self._path.stat().st_ino
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            database.execute("pragma foreign_keys = on")
+            database.execute("pragma journal_mode = wal")
+            database.execute("pragma synchronous = off")  # nothing in it outlives the machine
+            (version,) = database.execute("pragma user_version").fetchone()
+            if version > _VERSION:
+                raise DirectoryError(
+                    f"The directory {self._path} was made by a newer release of green_zmq (schema {version}, ours {_VERSION}); "
+                    "upgrade this one, or set directory_path to another file."
+                )
+            if version < _VERSION:
+                database.executescript(f"begin immediate; {_SCHEMA} pragma user_version = {_VERSION}; commit;")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
+        now = time.monotonic()
+        record = json.dumps({k: v for k, v in node._asdict().items() if k != "instance"})
+        with self._errors("written"):
+            self._follow()
+        with self._errors("written"), self._transaction() as database:
+            database.execute(
+                "insert into nodes values (?, ?, ?, ?, ?) on conflict do update set expires = excluded.expires",
+                (node.instance, record, self._boot, _process(node.pid), now + self._expire),
+            )
+            wanted = {(topic.exchange, topic.name, server) for topic, server in listeners}
+            stored = set(
+                database.execute("select exchange, topic, server from listeners where instance = ?", (node.instance,))
+            )
+            database.executemany(
+                "delete from listeners where exchange = ? and topic = ? and server = ? and instance = ?",
+                [(*row, node.instance) for row in stored - wanted],
+            )
+            database.executemany(
+                "insert into listeners values (?, ?, ?, ?, ?)", [(*row, node.instance, now) for row in wanted - stored]
+            )
+
+    def withdraw(self, node: Node) -> None:
+        with self._errors("written"):
+            self._database.execute("delete from nodes where instance = ?", (node.instance,))
+
+    def look_up(self, topic: Topic) -> list[Entry]:
+        with self._errors("read"):
+            self._follow()
+            rows = self._database.execute(
+                _SELECT.format("server", "l.exchange = ? and l.topic = ? and n.boot = ? and n.expires > ?"),
+                (*topic, self._boot, time.monotonic()),
+            ).fetchall()
+        return [Entry(server, self._node(i, record)) for i, record, process, server in rows if self._runs(process)]
+
+    def is_alive(self, node: Node) -> bool:
+        with self._errors("read"):
+            row = self._database.execute(
+                "select process from nodes where instance = ? and boot = ? and expires > ?",
+                (node.instance, self._boot, time.monotonic()),
+            ).fetchone()
+        return row is not None and self._runs(row[0])
+
+    def listings(self) -> Iterable[Listing]:
+        now = time.monotonic()
+        with self._errors("read"):
+            rows = self._database.execute(
+                _SELECT.format("exchange, l.topic, l.server, l.since", "n.boot = ? and n.expires > ?"), (self._boot, now)
+            ).fetchall()
+        return [
+            Listing(exchange, topic, server, self._node(i, record), now - since)
+            for i, record, process, exchange, topic, server, since in rows
+            if self._runs(process)
+        ]
+
+    def sweep(self) -> int:
+        now = time.monotonic()
+        with self._errors("written"):
+            rows = self._database.execute("select instance, process, boot, expires from nodes").fetchall()
+            dead = [(i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)]
+            if dead:
+                with self._transaction() as database:
+                    database.executemany("delete from nodes where instance = ?", dead)
+        return len(dead)
+
+    def changes(self) -> Collection[Topic] | None:
+        try:
+            version = self._watch.execute("pragma data_version").fetchone()
+        except sqlite3.Error:
+            return None  # whoever looks up now gets the error
+        seen, self._seen = self._seen, version
+        return () if seen == version else None
+
+    def close(self) -> None:
+        self._database.close()
+        self._watch.close()
+
+    def _follow(self) -> None:
+        """If somebody removed the file, go on with the one that is there now, as whoever starts does."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_ino == self._file:
+                return
+        old, watch = self._database, self._watch
+        self._open()
+        old.close()
+        watch.close()
+
+    def _runs(self, process: str) -> bool:
+        namespace, _, pid = process.partition(" ")
+        if not namespace or namespace != self._namespace:
+            return True  # cannot be told from here
+        return _process(pid.partition(" ")[0]) == process
+
+    @staticmethod
+    def _node(instance: bytes, record: str) -> Node:
+        known = {k: v for k, v in json.loads(record).items() if k in Node._fields}
+        return Node(instance=instance, **known)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("begin immediate")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("rollback")
+            raise
+        self._database.execute("commit")
+
+    @contextlib.contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+            if "not a database" in str(error) or "malformed" in str(error) or isinstance(error, ValueError | TypeError):
+                advice = "it is damaged or no directory of ours: remove it while no service runs, or set directory_path to another file"
+            else:
+                advice = "check its folder's permissions and space, or set directory_path to a file that can be written"
+            raise DirectoryError(f"The directory {self._path} cannot be {done} ({error}); {advice}.") from error
+
+
+def open_directory(settings: Settings) -> SqliteDirectory:
+    return SqliteDirectory(settings.directory_path, settings.expire)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Oslo.messaging's words into ours, nothing else."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from oslo_config import cfg
+from oslo_messaging import Target
+from oslo_messaging._drivers import base
+from oslo_messaging._drivers.common import deserialize_remote_exception
+from oslo_messaging.exceptions import MessageUndeliverable
+from oslo_messaging.transport import TransportURL
+
+from green_zmq import config, wire
+from green_zmq.engine import Engine
+from green_zmq.server import Listener
+from green_zmq.wire import Key
+
+
+class ZmqDriver(base.BaseDriver):  # type: ignore[misc]
+    """The driver behind ``zmq://``. Until it is used it opens and starts nothing, so a service may fork after making it."""
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        url: TransportURL,
+        default_exchange: str | None = None,
+        allowed_remote_exmods: list[str] | None = None,
+    ) -> None:
+        """
+        :raises InvalidTransportURL: see :func:`green_zmq.config.read`.
+        :raises ConfigError: likewise.
+        :raises ModelError: likewise.
+        """
+        super().__init__(conf, url, default_exchange, allowed_remote_exmods)
+        self._settings = config.read(conf, url)
+        self._engine: Engine | None = None
+        self._starting = threading.Lock()
+
+    def send(
+        self,
+        target: Target,
+        ctxt: Any,
+        message: dict[str, Any],
+        wait_for_reply: bool | None = None,
+        timeout: float | None = None,
+        call_monitor_timeout: float | None = None,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> Any:
+        engine = self._running()
+        kind = wire.FANOUT if target.fanout else wire.CALL if wait_for_reply else wire.CAST
+        try:
+            answer = engine.client.send(
+                kind,
+                self._key(target, "" if target.fanout else target.server),
+                [ctxt if isinstance(ctxt, dict) else ctxt.to_dict() if hasattr(ctxt, "to_dict") else ctxt or {}, message],
+                timeout=timeout,
+                monitor=call_monitor_timeout,
+                retry=retry,
+                required=bool(transport_options is not None and transport_options.at_least_once),
+            )
+        except MessageUndeliverable as error:
+            error.message = message
+            raise
+        if answer is None:
+            return None
+        value = wire.decode_body(answer.body, answer.codec, engine.model.pause)
+        if answer.kind == wire.FAILURE:
+            raise deserialize_remote_exception(value, self._allowed_remote_exmods)
+        return value
+
+    def send_notification(
+        self, target: Target, ctxt: Any, message: dict[str, Any], version: float, retry: int | None = None
+    ) -> None:
+        raise NotImplementedError("green_zmq does not store notifications yet; send them over another transport.")
+
+    def listen(self, target: Target, batch_size: int, batch_timeout: float | None) -> Listener:
+        return Listener(self._running().server, self._key(target, target.server), batch_size, batch_timeout)
+
+    def listen_for_notifications(
+        self, targets_and_priorities: Any, pool: str | None, batch_size: int, batch_timeout: float | None
+    ) -> Any:
+        raise NotImplementedError("green_zmq does not store notifications yet; listen to them on another transport.")
+
+    def cleanup(self) -> None:
+        """Close everything, within ``zmq_linger`` and little more. What uses the transport again begins anew."""
+        with self._starting:
+            engine, self._engine = self._engine, None
+        if engine is not None and not engine.over:
+            engine.close()
+
+    def counts(self) -> dict[str, int]:
+        """What this transport has counted since it was first used."""
+        return {} if self._engine is None else self._engine.counts()
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is None or engine.over:
+            with self._starting:
+                engine = self._engine
+                if engine is None or engine.over:
+                    engine = Engine(self._settings)
+                    engine.start()
+                    self._engine = engine
+        return engine
+
+    def _key(self, target: Target, server: str | None) -> Key:
+        return Key(target.exchange or self._default_exchange or "", target.topic, server or "")

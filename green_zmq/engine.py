@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transport runs in one process: its loop, and everything that lives in it. Made at first use, never inherited."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import weakref
+from collections import Counter
+from math import inf
+from typing import Final
+
+from green_zmq import executors
+from green_zmq.client import Client
+from green_zmq.config import Settings
+from green_zmq.connections import Connections
+from green_zmq.delivery import Receiver, Sender
+from green_zmq.executors.base import Model
+from green_zmq.loop import Loop, contexts
+from green_zmq.resolver import Resolver
+from green_zmq.routing import Node, Table, Topic
+from green_zmq.server import Server
+
+# While it closes, an engine looks this often whether its outbox is empty.
+_LOOK: Final = 0.02
+# What withdrawing from the directory, and sending the last replies, may take beyond the linger time.
+_WITHDRAW: Final = 1.0
+
+
+class Engine:
+    def __init__(self, settings: Settings) -> None:
+        """Nothing runs yet."""
+        self.due = inf
+        self.instance = os.urandom(16)
+        self._settings = settings
+        self._loop = loop = Loop(executors.load(settings.model))
+        self._sender = sender = Sender(self.instance, settings.limits, Table())
+        self._receiver = Receiver(self.instance)
+        now = time.monotonic
+        self._resolver = Resolver(loop, sender, settings, now, self._gone, self._news)
+        self._connections = Connections(loop, sender, settings, now)
+        self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
+        self.server = Server(loop, self._receiver, self._resolver, settings, now)
+        self._close_by = inf
+        self._withdrawing = False
+        self.over = False
+        loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self]
+        loop.settle += [self.client.settle, self.server.settle]
+        loop.on_crash = self._crashed
+        _engines.add(self)
+
+    @property
+    def model(self) -> Model:
+        return self._loop.model
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def close(self) -> None:
+        """Try to empty the outbox, for as long as ``zmq_linger`` says; withdraw from the directory; end the loop."""
+        self._loop.post(self._begin_close)
+        self._loop.join()
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's."""
+        self.over = True
+        self._loop.abandon()
+
+    def counts(self) -> dict[str, int]:
+        """Everything that is counted, by what it is."""
+        total: Counter[str] = Counter()
+        for part in (self._sender, self._receiver, self._connections, self._resolver, self.server):
+            total.update(part.counts)
+        total["connections open"] = self._connections.open
+        total["messages in the outbox"] = self._sender.pending
+        return dict(total)
+
+    def tick(self, now: float) -> None:
+        """While it closes: is everything delivered, or the time up?"""
+        late = self._close_by <= now
+        if not self._withdrawing and (late or not self._sender.pending):
+            self._withdrawing = True
+            self._resolver.withdraw(self._finish)
+        elif late and self._close_by + _WITHDRAW <= now:
+            self._finish(None)
+        self.due = inf if self.over else now + _LOOK
+
+    def _begin_close(self, _: None) -> None:
+        if self._close_by == inf:
+            self.due = time.monotonic()
+            self._close_by = self.due + self._settings.linger
+
+    def _finish(self, _: object) -> None:
+        if not self.over:
+            self.over = True
+            self.due = inf
+            self.client.close()
+            linger = max(self._close_by - time.monotonic(), _WITHDRAW)
+            self._connections.close(linger)
+            self.server.close(linger)
+            self._loop.finish()
+
+    def _gone(self, node: Node) -> None:
+        self.client.gone(node.instance)
+
+    def _news(self, topic: Topic) -> None:
+        self.client.news(topic)
+
+    def _crashed(self, error: BaseException) -> None:
+        self.over = True
+        self.client.close()
+
+
+# Engines of this process, and those that it has from its parent: they are kept, because ending them would disturb it.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_inherited: list[Engine] = []
+
+
+def _after_fork() -> None:
+    contexts.after_fork()
+    for engine in list(_engines):
+        engine.abandon()
+        _inherited.append(engine)
+    _engines.clear()
+
+
+def _at_exit() -> None:
+    """A program that ends without having cleaned up its transports has its last casts delivered all the same."""
+    for engine in list(_engines):
+        if not engine.over:
+            engine.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a concurrency model must provide. A model is a module that has these names; there is nothing to inherit from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import zmq
+
+
+class Event(Protocol):
+    """Something that happens once. One thread (green or native) waits for it, any other sets it."""
+
+    def set(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+class Poller(Protocol):
+    """Lets a loop wait for its sockets. Made and used in the thread of that loop; only :meth:`wake` is for all.
+
+    Which sockets are ready is for the loop to find out: ``zmq.FD`` is edge-triggered, and any use of a socket may swallow
+    the edge. So the loop looks at ``zmq.EVENTS`` before it waits, and after.
+    """
+
+    def register(self, socket: zmq.Socket[bytes]) -> None: ...
+
+    def unregister(self, socket: zmq.Socket[bytes]) -> None: ...
+
+    def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
+        """Wait until a socket's descriptor fires, :meth:`wake` is called, or so many seconds have passed.
+
+        In a green model other green threads run meanwhile, even if the time is 0. Returns the sockets that fired.
+        """
+
+    def wake(self) -> None:
+        """End the wait, or the next one if there is none; from any thread."""
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """In a forked child: stop watching what is the parent's, leaving that undisturbed."""
+
+
+class Model(Protocol):
+    """A concurrency model."""
+
+    NAME: str
+    Context: type[zmq.Context[Any]]
+
+    @property
+    def Event(self) -> type[Event]: ...
+
+    @property
+    def Poller(self) -> type[Poller]: ...
+
+    def spawn(self, fn: Callable[[], None]) -> None:
+        """Run a loop in a thread of this model, for as long as it likes."""
+
+    def start_native(self, fn: Callable[[], None]) -> None:
+        """Run a function that may block in a native thread of its own."""
+
+    def pause(self) -> None:
+        """Let other green threads run."""
+
+    def after_fork(self) -> None:
+        """In a forked child whose parent has a loop: make the child's hub its own."""

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eventlet: green threads, and ``eventlet.green.zmq`` sockets.
+
+Such a socket listens to its descriptor in the hub. A second listener would lose wake-ups, since each reads
+``zmq.EVENTS`` and so takes the edge from the other; therefore the poller puts its own in the place of the socket's. The
+loop then uses the socket without ever blocking on it, straight through libzmq.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+import eventlet
+import zmq
+from eventlet import hubs, patcher
+from eventlet.green import zmq as green_zmq
+from eventlet.support import greenlets
+
+NAME = "eventlet"
+Context = green_zmq.Context
+
+_native = patcher.original("threading")
+
+
+class _Callers:
+    """Runs functions in a hub on behalf of other native threads: nothing of eventlet's own wakes a hub from outside."""
+
+    def __init__(self, hub: Any) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._calls: deque[Callable[[], None]] = deque()
+        hub.add(hub.READ, self._fd, self._run, lambda _: None, lambda: None)
+
+    @classmethod
+    def of(cls, hub: Any) -> _Callers:
+        """The one of that hub, made in its own thread."""
+        callers: _Callers | None = getattr(hub, "green_zmq_callers", None)
+        if callers is None:
+            callers = hub.green_zmq_callers = cls(hub)
+        return callers
+
+    def call(self, fn: Callable[[], None]) -> None:
+        self._calls.append(fn)
+        os.eventfd_write(self._fd, 1)
+
+    def _run(self, fd: int) -> None:
+        os.eventfd_read(fd)
+        while self._calls:
+            self._calls.popleft()()
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class Event:
+    """Happens in any thread; the green thread that waits is resumed in the hub of its own."""
+
+    __slots__ = ("_callers", "_done", "_hub", "_waiter")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._hub = hubs.get_hub()
+        self._callers = _Callers.of(self._hub)
+        self._waiter: Any = None
+
+    def set(self) -> None:
+        self._done = True
+        if hubs.get_hub() is not self._hub:
+            self._callers.call(self._resume)
+        elif self._waiter is not None:
+            self._hub.schedule_call_global(0, self._resume)
+
+    def wait(self) -> None:
+        if self._done:
+            return
+        self._waiter = greenlets.getcurrent()
+        try:
+            self._hub.switch()
+        finally:
+            # One that is killed here waits for something else when the event happens: it must not be resumed then.
+            self._waiter = None
+
+    def _resume(self) -> None:
+        if self._waiter is not None:
+            self._waiter.switch()
+
+
+class Poller:
+    def __init__(self) -> None:
+        self._hub = hubs.get_hub()
+        self._callers = _Callers.of(self._hub)
+        self._greenlet = greenlets.getcurrent()
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._fired: set[zmq.Socket[bytes]] = set()
+        self._woken = False
+        self._waiting = False
+        self._timer: Any = None
+
+    def register(self, socket: Any) -> None:
+        fd = socket.fileno()
+        self._hub.remove(socket._eventlet_listener)
+        socket.__dict__["_eventlet_listener"] = self._hub.add(
+            self._hub.READ, fd, self._ready, lambda _: None, lambda: None
+        )
+        self._sockets[fd] = socket
+
+    def unregister(self, socket: Any) -> None:
+        self._hub.remove(socket._eventlet_listener)
+        socket.__dict__["_eventlet_listener"] = None
+        del self._sockets[socket.fileno()]
+        self._fired.discard(socket)
+
+    def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
+        if self._woken or self._fired:
+            timeout = 0
+        self._waiting = True
+        timer = None if timeout is None else self._hub.schedule_call_global(timeout, self._resume)
+        try:
+            self._hub.switch()
+        finally:
+            self._waiting = False
+            if timer is not None:
+                timer.cancel()
+        self._woken = False
+        fired, self._fired = self._fired, set()
+        return fired
+
+    def wake(self) -> None:
+        if hubs.get_hub() is not self._hub:
+            self._woken = True
+            self._callers.call(self._resume)
+        elif not self._woken:
+            self._woken = True
+            if self._waiting:
+                self._hub.schedule_call_global(0, self._resume)
+
+    def close(self) -> None:
+        """Nothing is left: the sockets were unregistered, and the rest belongs to the hub."""
+
+    def abandon(self) -> None:
+        """It goes with the parent's hub, see :func:`after_fork`."""
+
+    def _ready(self, fd: int) -> None:
+        if not self._fired and self._waiting:
+            self._hub.schedule_call_global(0, self._resume)
+        self._fired.add(self._sockets[fd])
+
+    def _resume(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._greenlet.switch()
+
+
+def spawn(fn: Callable[[], None]) -> None:
+    """In the main thread a green thread; from one that may end before the process, a native thread with its own hub."""
+    if _native.get_native_id() == os.getpid():
+        eventlet.spawn_n(fn)
+    else:
+        start_native(fn)
+
+
+def start_native(fn: Callable[[], None]) -> None:
+    _native.Thread(target=fn, daemon=True).start()
+
+
+def pause() -> None:
+    eventlet.sleep(0)
+
+
+def after_fork() -> None:
+    # The epoll descriptor is shared with the parent: what the child adds or removes there, the parent's hub sees.
+    hubs.use_hub()

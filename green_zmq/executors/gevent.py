@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gevent: greenlets, and ``zmq.green`` sockets.
+
+A ``zmq.green`` socket watches its descriptor in the hub. A second watcher would lose wake-ups, since each reads
+``zmq.EVENTS`` and so takes the edge from the other; therefore the poller makes the socket's own watcher call *it*. The
+loop then uses the socket without ever blocking on it, straight through libzmq.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import gevent
+import gevent.event
+import gevent.monkey
+import zmq
+import zmq.green
+from gevent.hub import get_hub
+
+NAME = "gevent"
+Context = zmq.green.Context
+
+_start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+
+
+class Event:
+    """Happens in any thread; the greenlet that waits is resumed in the hub of its own."""
+
+    __slots__ = ("_done", "_hub", "_waiter")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._hub = get_hub()
+        self._waiter: Any = None
+
+    def set(self) -> None:
+        self._done = True
+        if get_hub() is not self._hub:
+            self._hub.loop.run_callback_threadsafe(self._resume)
+        elif self._waiter is not None:
+            self._hub.loop.run_callback(self._resume)
+
+    def wait(self) -> None:
+        if self._done:
+            return
+        self._waiter = gevent.getcurrent()
+        try:
+            self._hub.switch()
+        finally:
+            # One that is killed here waits for something else when the event happens: it must not be resumed then.
+            self._waiter = None
+
+    def _resume(self) -> None:
+        if self._waiter is not None:
+            self._waiter.switch()
+
+
+class Poller:
+    def __init__(self) -> None:
+        self._hub = get_hub()
+        self._greenlet = gevent.getcurrent()
+        self._sockets: set[Any] = set()
+        self._fired: set[zmq.Socket[bytes]] = set()
+        self._woken = False
+        self._waiting = False
+        self._timer = self._hub.loop.timer(0)
+        self._others = self._hub.loop.async_()
+        self._others.start(self._resume)
+
+    def register(self, socket: Any) -> None:
+        socket._state_event.stop()
+        socket._state_event.start(self._ready, socket)
+        self._sockets.add(socket)
+
+    def unregister(self, socket: Any) -> None:
+        socket._state_event.stop()
+        self._sockets.discard(socket)
+        self._fired.discard(socket)
+
+    def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
+        loop = self._hub.loop
+        self._waiting = True
+        try:
+            if self._woken or self._fired or timeout == 0:
+                loop.run_callback(self._resume)
+            elif timeout is not None:
+                self._timer.stop()
+                # The loop's own idea of now is as old as its last iteration.
+                self._timer = loop.timer(timeout)
+                self._timer.start(self._resume, update=True)
+            self._hub.switch()
+        finally:
+            self._waiting = False
+        self._woken = False
+        fired, self._fired = self._fired, set()
+        return fired
+
+    def wake(self) -> None:
+        if get_hub() is not self._hub:
+            self._woken = True
+            self._others.send_ignoring_arg(None)
+        elif not self._woken:
+            self._woken = True
+            if self._waiting:
+                self._hub.loop.run_callback(self._resume)
+
+    def close(self) -> None:
+        self._timer.close()
+        self._others.close()
+
+    def abandon(self) -> None:
+        # The child's hub has the parent's watchers, and would take the parent's edges.
+        for socket in self._sockets:
+            socket._state_event.stop()
+        self._waiting = False
+        self._others.stop()
+        self._timer.stop()
+
+    def _ready(self, socket: zmq.Socket[bytes]) -> None:
+        if not self._fired and self._waiting:
+            self._hub.loop.run_callback(self._resume)
+        self._fired.add(socket)
+
+    def _resume(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._greenlet.switch()
+
+
+def spawn(fn: Callable[[], None]) -> None:
+    """In the main thread a greenlet; from a thread that may end before the process, a native thread with its own hub."""
+    if get_hub().main_hub:
+        gevent.spawn(fn)
+    else:
+        start_native(fn)
+
+
+def start_native(fn: Callable[[], None]) -> None:
+    _start_new_thread(fn, ())
+
+
+def pause() -> None:
+    gevent.sleep(0)
+
+
+def after_fork() -> None:
+    gevent.reinit()
+
+
+class GreenletExecutor(Executor):
+    """The executor of oslo.messaging servers in gevent: at most ``max_workers`` greenlets, the rest waits in line."""
+
+    def __init__(self, max_workers: int = 64) -> None:
+        self._free = max_workers
+        self._line: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
+        self._idle = gevent.event.Event()
+        self._idle.set()
+        self._running = 0
+        self._closed = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._closed:
+            raise RuntimeError("the executor was shut down")
+        future: Future[Any] = Future()
+        self._line.append((future, fn, args, kwargs))
+        if self._running < self._free:
+            self._running += 1
+            self._idle.clear()
+            gevent.spawn(self._work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._closed = True
+        if cancel_futures:
+            while self._line:
+                self._line.popleft()[0].cancel()
+        if wait:
+            self._idle.wait()
+
+    def _work(self) -> None:
+        try:
+            while self._line:
+                future, fn, args, kwargs = self._line.popleft()
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    future.set_exception(error)
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    future.set_result(result)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native threads."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Collection
+
+import zmq
+
+NAME = "threads"
+Context = zmq.Context
+
+
+class Event:
+    """A lock that is taken until the event happens: half the price of ``threading.Event``."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        if self._lock.locked():
+            self._lock.release()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+
+class Poller:
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+
+    def register(self, socket: zmq.Socket[bytes]) -> None:
+        fd = socket.fileno()
+        self._sockets[fd] = socket
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unregister(self, socket: zmq.Socket[bytes]) -> None:
+        fd = socket.fileno()
+        del self._sockets[fd]
+        self._epoll.unregister(fd)
+
+    def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
+        fired = []
+        for fd, _ in self._epoll.poll(timeout):
+            if fd == self._wake:
+                os.eventfd_read(fd)
+            else:
+                fired.append(self._sockets[fd])
+        return fired
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        self._epoll.close()
+        os.close(self._wake)
+
+    def abandon(self) -> None:
+        """No thread of the child looks at it."""
+
+
+def spawn(fn: Callable[[], None]) -> None:
+    threading.Thread(target=fn, name="green_zmq loop", daemon=True).start()
+
+
+def start_native(fn: Callable[[], None]) -> None:
+    threading.Thread(target=fn, name="green_zmq directory", daemon=True).start()
+
+
+def pause() -> None:
+    """Native threads run by themselves."""
+
+
+def after_fork() -> None:
+    """A child has none of its parent's threads."""
+
+

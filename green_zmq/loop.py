@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one owner of sockets, timers and the mailbox.
+
+Everything here but what is marked runs in the loop's own thread. Sockets are used with NOBLOCK
+only, so nothing in it ever waits but :meth:`Poller.wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, Final, Protocol
+
+import zmq
+from zmq.backend import Socket as _Libzmq
+
+from green_zmq.executors.base import Event, Model, Poller
+
+LOG = logging.getLogger(__name__)
+
+Socket = zmq.Socket[bytes]
+OnMessage = Callable[[list[bytes]], None]
+
+# Messages taken from one socket, and posts from the mailbox, before the others have their turn.
+_BURST: Final = 100
+# After a frame of this size other green threads may run: copying it takes about as long as 50 small messages.
+_LARGE: Final = 1 << 18
+
+# The green sockets' own methods look at their state at every operation, for waiters that this loop never has; so it uses
+# those of libzmq's binding that they themselves are made of.
+_send, _recv, _get = _Libzmq.send, _Libzmq.recv, _Libzmq.get
+_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+class Timed(Protocol):
+    """Something with a next thing to do: ``tick`` is called when ``due``, a monotonic time, has come."""
+
+    @property
+    def due(self) -> float: ...
+
+    def tick(self, now: float) -> None: ...
+
+
+class Contexts:
+    """The ZeroMQ contexts of this process: one for each model, made when first used and ended with the last loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._open: dict[str, tuple[zmq.Context[Any], int]] = {}
+        self._inherited: list[object] = []
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    def take(self, model: Model) -> zmq.Context[Any]:
+        with self._lock:
+            if self._pid != os.getpid():
+                # A parent's context is of no use in its child, and must not be ended there either.
+                self._inherited.append(self._open)
+                self._open, self._pid = {}, os.getpid()
+            context, users = self._open.get(model.NAME, (None, 0))
+            if context is None:
+                context = model.Context()
+                # 1,023 by default; a process has two for each of its peers. What the descriptors allow is the limit.
+                context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
+            self._open[model.NAME] = (context, users + 1)
+            return context
+
+    def give_back(self, model: Model) -> zmq.Context[Any] | None:
+        """The context if nobody uses it any more: then the caller must end it, off the hub."""
+        with self._lock:
+            context, users = self._open[model.NAME]
+            if users > 1:
+                self._open[model.NAME] = (context, users - 1)
+                return None
+            del self._open[model.NAME]
+            return context
+
+
+contexts = Contexts()
+
+
+class Loop:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.timed: list[Timed] = []
+        # Called after each round, to write what it decided.
+        self.settle: list[Callable[[], None]] = []
+        # Called with the error when the loop must end because of a defect.
+        self.on_crash: Callable[[BaseException], None] | None = None
+        self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._poller: Poller | None = None
+        self._sleeping = False
+        self._stopping = False
+        self._started = False
+        self._context: zmq.Context[Any] | None = None
+        self._ended: list[Event] = []
+        self._over = False
+        self._handlers: dict[Socket, OnMessage] = {}
+        self._touched: dict[Socket, None] = {}
+
+    # For all threads.
+
+    def start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._context = contexts.take(self.model)
+            self.model.spawn(self._run)
+
+    def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:
+        """Have ``fn(argument)`` called by the loop."""
+        self._mailbox.append((fn, argument))
+        if self._sleeping:
+            self._sleeping = False
+            poller = self._poller
+            if poller is not None:
+                poller.wake()
+
+    def post_lazily(self, fn: Callable[[Any], None], argument: Any = None) -> None:
+        """As :meth:`post`, but it can wait for whatever else wakes the loop."""
+        self._mailbox.append((fn, argument))
+
+    def join(self) -> None:
+        """Wait until the loop has ended and its sockets have sent what they had, or had no more time to."""
+        if not self._started:
+            return
+        ended = self.model.Event()
+        self._ended.append(ended)
+        if self._over:
+            self._tell()
+        ended.wait()
+
+    def abandon(self) -> None:
+        """In a forked child: this is the parent's loop, and its sockets and descriptors must not be touched."""
+        self._stopping = self._over = True
+        if self._poller is not None:
+            self._poller.abandon()
+            self._poller = None
+            self.model.after_fork()
+
+    # For the loop's thread.
+
+    def open(self, kind: zmq.SocketType, on_message: OnMessage) -> Socket:
+        """A socket of the model; it is watched once :meth:`watch` is called, when its options are set."""
+        assert self._context is not None
+        socket: Socket = self._context.socket(kind)
+        self._handlers[socket] = on_message
+        return socket
+
+    def watch(self, socket: Socket) -> None:
+        assert self._poller is not None
+        self._poller.register(socket)
+        self._touched[socket] = None
+
+    def close(self, socket: Socket, linger: float) -> None:
+        """
+        :param linger: how many seconds what it still has to send may take.
+        """
+        if self._handlers.pop(socket, None) is None:
+            return
+        self._touched.pop(socket, None)
+        if self._poller is not None:
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(socket)
+        socket.close(linger=int(linger * 1000))
+
+    def send(self, socket: Socket, frames: Sequence[bytes]) -> bool:
+        """Whether libzmq took it; a ROUTER takes nothing for a connection that is gone or does not read."""
+        self._touched[socket] = None
+        last = len(frames) - 1
+        try:
+            for i, frame in enumerate(frames):
+                _send(socket, frame, _SNDMORE if i < last else _NOBLOCK)
+                if len(frame) > _LARGE:
+                    self.model.pause()
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    def read(self, socket: Socket, most: int) -> bool:
+        """Hand up to so many messages to the socket's handler; whether there may be more."""
+        on_message = self._handlers.get(socket)
+        while on_message is not None and _get(socket, _EVENTS) & _POLLIN:
+            if not most:
+                return True
+            most -= 1
+            frames = [_recv(socket, _NOBLOCK)]
+            while _get(socket, _RCVMORE):
+                if len(frames[-1]) > _LARGE:
+                    self.model.pause()
+                frames.append(_recv(socket, _NOBLOCK))
+            on_message(frames)
+            if socket not in self._handlers:
+                return False
+        return False
+
+    def finish(self) -> None:
+        """End the loop after this round."""
+        self._stopping = True
+
+    def _run(self) -> None:
+        try:
+            poller = self._poller = self.model.Poller()
+            self._turn(poller)
+        except BaseException as error:
+            if not self._over:
+                LOG.critical("the loop of a transport ended because of a defect: %s", error, exc_info=True)
+                if self.on_crash is not None:
+                    self.on_crash(error)
+            raise
+        finally:
+            self._end()
+
+    def _turn(self, poller: Poller) -> None:
+        mailbox, touched = self._mailbox, self._touched
+        while not self._stopping:
+            for _ in range(min(len(mailbox), _BURST)):
+                fn, argument = mailbox.popleft()
+                fn(argument)
+            if touched:
+                ready = list(touched)
+                touched.clear()
+                for socket in ready:
+                    if self.read(socket, _BURST):
+                        touched[socket] = None
+            now = time.monotonic()
+            due = inf
+            for timed in self.timed:
+                if timed.due <= now:
+                    timed.tick(now)
+            for settle in self.settle:
+                settle()
+            for timed in self.timed:
+                if timed.due < due:
+                    due = timed.due
+            for socket in list(touched):  # a send may have taken the edge of something that arrived
+                if not _get(socket, _EVENTS) & _POLLIN:
+                    del touched[socket]
+            # From here on whoever posts wakes us; what was posted before is seen by the test.
+            self._sleeping = True
+            if mailbox or touched or self._stopping:
+                self._sleeping = False
+                timeout: float | None = 0
+            else:
+                timeout = None if due == inf else max(0, due - now)
+            fired = poller.wait(timeout)
+            self._sleeping = False
+            for socket in fired:
+                touched[socket] = None
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        for socket in list(self._handlers):
+            self.close(socket, 0)
+        context = contexts.give_back(self.model)
+        poller = self._poller
+        if poller is not None:
+            if context is not None:
+                self._terminate(context, poller)
+            self._poller = None
+            poller.close()
+        self._tell()
+
+    def _terminate(self, context: zmq.Context[Any], poller: Poller) -> None:
+        """Ending a context blocks until its sockets have lingered, even in a green model; so a native thread does it."""
+        ended = []
+
+        def terminate() -> None:
+            context.term()
+            ended.append(True)
+            poller.wake()
+
+        self.model.start_native(terminate)
+        while not ended:
+            poller.wait(None)
+
+    def _tell(self) -> None:
+        self._over = True
+        while self._ended:
+            self._ended.pop().set()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps a process and the directory informed of each other.
+
+The directory may block, so a native thread of its own asks it; what it answers is posted to the loop, in whose thread
+everything else here runs. A send that finds its topic in the table asks nobody: whether anything has changed is told by
+:meth:`Directory.changes`, and news is fetched while the send goes on with what was known.
+"""
+
+from __future__ import annotations
+
+import logging
+from _queue import SimpleQueue  # the native one: under a patched name, waiting for it would need a hub
+from collections import Counter
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final
+
+from green_zmq.config import Settings
+from green_zmq.delivery import Sender
+from green_zmq.directory import Directory, open_directory
+from green_zmq.errors import DirectoryError
+from green_zmq.loop import Loop
+from green_zmq.routing import Entry, Node, Topic
+
+LOG = logging.getLogger(__name__)
+
+# While requests wait for a server to appear, the directory is watched this closely.
+_WATCH: Final = 0.02
+# How old, at a send, the knowledge may be that nothing has changed. Asking costs 3 us.
+_FRESH: Final = 0.01
+# A directory that fails is asked again after this time.
+_RETRY: Final = 1.0
+
+_Then = Callable[[Any], None]
+
+
+class Resolver:
+    """
+    :param gone: called with a node that the directory no longer has.
+    :param news: called with a topic after it was looked up, whether that went well or not.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sender: Sender,
+        settings: Settings,
+        now: Callable[[], float],
+        gone: Callable[[Node], None],
+        news: Callable[[Topic], None],
+    ) -> None:
+        self.due = inf
+        self.counts: Counter[str] = Counter()
+        self._loop = loop
+        self._sender = sender
+        self._table = sender.table
+        self._settings = settings
+        self._now = now
+        self._gone = gone
+        self._news = news
+        self._jobs: SimpleQueue[tuple[Callable[[Directory], Any], _Then] | None] = SimpleQueue()
+        self._started = False
+        self._directory: Directory | None = None
+        self._failing = False
+        self._checked = 0.0
+        self._stale: set[Topic] = set()
+        self._asked: set[Topic] = set()
+        self._node: Node | None = None
+        self._listeners: set[tuple[Topic, str]] = set()
+        self._announce_at = inf
+        self._watch_at = inf
+
+    # What the directory is told.
+
+    def announce(self, node: Node, listeners: set[tuple[Topic, str]], then: _Then) -> None:
+        """Register the node with exactly these listeners; ``then`` gets None or the error."""
+        self._node, self._listeners = node, set(listeners)
+        self._announce_at = self._now() + self._settings.update
+        self._set_due()
+        wanted = frozenset(listeners)
+        self._do(lambda directory: directory.announce(node, wanted), then)
+
+    def withdraw(self, then: _Then) -> None:
+        """Remove the node, and end the thread; ``then`` gets None or the error."""
+        node, self._node = self._node, None
+        self._directory = None  # its thread closes it
+        self._announce_at = self._watch_at = inf
+        self._set_due()
+        if node is not None:
+            self._do(lambda directory: directory.withdraw(node), then)
+        else:
+            then(None)
+        if self._started:
+            self._jobs.put(None)
+
+    # What it is asked.
+
+    def look_up(self, topic: Topic) -> None:
+        """Ask for a topic, unless that is under way."""
+        if topic not in self._asked:
+            self._asked.add(topic)
+            self._stale.discard(topic)
+            self.counts["topics looked up"] += 1
+            self._do(lambda directory: directory.look_up(topic), lambda answer: self._looked_up(topic, answer))
+
+    def verify(self, node: Node) -> None:
+        """Its connection was lost: does the directory still have it?"""
+        self._do(
+            lambda directory: directory.is_alive(node),
+            lambda alive: self._gone(node) if alive is False else None,
+        )
+
+    def refresh(self, topic: Topic, now: float, *, strictly: bool) -> bool:
+        """Before a send: have news fetched if there is any. Whether what the table says of this topic is up to date.
+
+        :param strictly: ask whether there is news even if that was asked just now.
+        """
+        if self._directory is not None and (strictly or self._checked + _FRESH <= now):
+            self._check(now)
+        if topic in self._stale:
+            self.look_up(topic)
+        return topic not in self._asked
+
+    def tick(self, now: float) -> None:
+        if self._announce_at <= now and self._node is not None:
+            self.announce(self._node, self._listeners, self._announced)
+            self._do(lambda directory: directory.sweep(), lambda _: None)
+        if self._watch_at <= now:
+            self._watch_at = inf
+            self.watch(now)
+        self._set_due()
+
+    def watch(self, now: float) -> None:
+        """As long as requests wait for a server, look whether one has appeared."""
+        awaited = self._sender.awaited()
+        if not awaited:
+            self._watch_at = inf
+        elif self._watch_at == inf:
+            if self._directory is None or self._failing:
+                self._watch_at = now + _RETRY
+                self._stale.update(awaited)
+            else:
+                self._watch_at = now + _WATCH
+                self._check(now)
+            for topic in awaited & self._stale:
+                self.look_up(topic)
+        self._set_due()
+
+    # How.
+
+    def _set_due(self) -> None:
+        self.due = min(self._announce_at, self._watch_at)
+
+    def _check(self, now: float) -> None:
+        self._checked = now
+        if self._directory is not None:
+            changed = self._directory.changes()
+            self._stale.update((*self._table.topics, *self._asked) if changed is None else changed)
+
+    def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
+        self._asked.discard(topic)
+        if isinstance(answer, DirectoryError):
+            self._stale.add(topic)
+            self._sender.not_looked_up(topic, str(answer))
+        else:
+            self._table.update(topic, answer)
+            self._sender.looked_up(topic, self._now())
+        self._news(topic)
+
+    def _announced(self, error: DirectoryError | None) -> None:
+        if error is not None:
+            self._announce_at = self._now() + _RETRY
+            self._set_due()
+
+    def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
+        if not self._started:
+            self._started = True
+            self._loop.model.start_native(self._work)
+        self._jobs.put((job, then))
+
+    def _work(self) -> None:
+        """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
+        directory = None
+        while (item := self._jobs.get()) is not None:
+            job, then = item
+            try:
+                if directory is None:
+                    directory = open_directory(self._settings)
+                    self._loop.post(self._opened, directory)
+                answer = job(directory)
+            except DirectoryError as error:
+                answer = error
+            except Exception as error:
+                answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
+            self._loop.post(self._answered, (then, answer))
+        if directory is not None:
+            directory.close()
+
+    def _opened(self, directory: Directory) -> None:
+        self._directory = directory
+        self._check(self._now())
+
+    def _answered(self, result: tuple[_Then, Any]) -> None:
+        then, answer = result
+        failing = isinstance(answer, DirectoryError)
+        if failing != self._failing:
+            self._failing = failing
+            if failing:
+                LOG.warning("%s Servers that are known already go on being used.", answer)
+            else:
+                LOG.warning("The directory answers again.")
+        then(answer)

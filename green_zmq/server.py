@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listeners, the messages they hand to oslo.messaging's servers, and their replies."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final
+
+import zmq
+from oslo_messaging._drivers import base
+from oslo_messaging._drivers.common import serialize_remote_exception
+from oslo_messaging.exceptions import MessagingException
+
+from green_zmq import wire
+from green_zmq.config import Settings
+from green_zmq.delivery import Receiver, Record
+from green_zmq.errors import AddressError, MessageTooLarge, Unserializable, WireError, WireVersionError
+from green_zmq.loop import Loop, Socket
+from green_zmq.resolver import Resolver
+from green_zmq.routing import Node, Topic
+from green_zmq.wire import Key
+
+LOG = logging.getLogger(__name__)
+
+# Messages handed to an executor ahead of those whose processing has begun: as many as it has workers by default.
+_HANDED: Final = 64
+# Answers that libzmq holds for one connection that does not read; further ones are dropped, and asked for again.
+_ANSWERS_HELD: Final = 10_000
+_BACKLOG: Final = 1024
+
+
+class Revoked(MessagingException):
+    """The message is not to be processed any more: it was given back, or its time has run out."""
+
+
+class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
+    """A message on its way through an oslo.messaging server. Its methods are called in that server's workers."""
+
+    def __init__(self, listener: Listener, record: Record, codec: int, ctxt: Any, message: Any) -> None:
+        super().__init__(ctxt, message, f"{record.sender.hex()}.{record.id}")
+        self.client_timeout = record.monitor
+        self.record = record
+        self._listener = listener
+        self._codec = codec
+
+    def acknowledge(self) -> None:
+        """Processing begins.
+
+        :raises Revoked: it must not begin any more. Oslo.messaging's servers then skip the message.
+        """
+        self._listener.begin(self)
+
+    def requeue(self) -> None:
+        """RPC has no requeue: ``require_features`` says so."""
+
+    def reply(self, reply: Any = None, failure: Any = None) -> None:
+        if self.record.kind != wire.CALL:
+            return
+        if failure is None:
+            try:
+                self._send(wire.REPLY, reply)
+                return
+            except (Unserializable, MessageTooLarge) as error:
+                LOG.error("the result of request %s cannot be sent: %s", self.msg_id, error)
+                failure = sys.exc_info()
+                del error
+        try:
+            self._send(wire.FAILURE, serialize_remote_exception(failure))
+        except Exception as error:
+            LOG.error("the failure of request %s cannot be sent: %s", self.msg_id, error)
+            self._send(wire.FAILURE, serialize_remote_exception((Unserializable, Unserializable(str(error)), None)))
+
+    def heartbeat(self) -> None:
+        self._listener.server.heartbeat(self.record)
+
+    def _send(self, kind: int, value: object) -> None:
+        self._listener.server.reply(self.record, kind, self._codec, value)
+
+
+class Listener(base.Listener):  # type: ignore[misc]
+    """What one oslo.messaging server listens to: an address of this process, and what has come for it.
+
+    :ivar waiting: messages that were accepted and not yet handed over.
+    :ivar unbegun: messages that were handed over and whose processing has not begun. Whoever takes one out, a worker that
+        begins it or the loop that gives it back, has it: taking a key out of a dict is atomic.
+    """
+
+    def __init__(self, server: Server, key: Key, batch_size: int, batch_timeout: float | None) -> None:
+        super().__init__(batch_size, batch_timeout)
+        self.server = server
+        self.key = key
+        self.waiting: deque[Incoming] = deque()
+        self.unbegun: dict[Incoming, bool] = {}
+        self.due = inf
+
+    def start(self, on_incoming_callback: Callable[[list[Incoming]], None]) -> None:
+        """Be found by everybody from here on.
+
+        :raises AddressError: this process cannot listen.
+        :raises DirectoryError: it cannot be registered.
+        """
+        super().start(on_incoming_callback)
+        self.server.start(self)
+
+    def stop(self) -> None:
+        """Be found by nobody any more, and give back what was not begun."""
+        self.server.stop(self)
+        super().stop()
+
+    def cleanup(self) -> None:
+        """Nothing is left: its replies are on their way, and the process goes on listening for others."""
+
+    def room(self, window: int) -> bool:
+        return len(self.waiting) + len(self.unbegun) < window
+
+    def take(self, incoming: Incoming, now: float) -> None:
+        self.waiting.append(incoming)
+        if self.batch_size > 1 and self.batch_timeout is not None and self.due == inf:
+            self.due = now + self.batch_timeout
+        self.hand_over(now)
+
+    def hand_over(self, now: float) -> None:
+        """Hand over as much as may be: whole batches, or what there is when the time for a batch has run out."""
+        callback = self.on_incoming_callback
+        size = self.batch_size
+        while self.waiting and callback is not None and len(self.unbegun) + size <= max(_HANDED, size):
+            if size > 1 and len(self.waiting) < size and now < self.due:
+                return
+            batch = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
+            self.unbegun.update(dict.fromkeys(batch, True))
+            if size > 1:
+                self.due = now + self.batch_timeout if self.waiting and self.batch_timeout is not None else inf
+            callback(batch)
+
+    def begin(self, incoming: Incoming) -> None:
+        """In a worker."""
+        if not self.unbegun.pop(incoming, False):
+            raise Revoked(f"Message {incoming.msg_id} was given back, because its listener is stopping.")
+        self.server.begun(self, incoming)
+
+
+class Server:
+    """The receiving side of a process: one ROUTER, and its listeners."""
+
+    def __init__(self, loop: Loop, receiver: Receiver, resolver: Resolver, settings: Settings, now: Callable[[], float]) -> None:
+        self.counts: Counter[str] = Counter()
+        self.due = inf
+        self.node: Node | None = None
+        self._loop = loop
+        self._receiver = receiver
+        self._resolver = resolver
+        self._settings = settings
+        self._now = now
+        self._router: Socket | None = None
+        self._listeners: dict[Key, deque[Listener]] = {}
+        self._complained: dict[str, float] = {}
+
+    # For all threads.
+
+    def start(self, listener: Listener) -> None:
+        self._ask_loop(self._start, listener)
+
+    def stop(self, listener: Listener) -> None:
+        self._ask_loop(self._stop, listener)
+
+    def begun(self, listener: Listener, incoming: Incoming) -> None:
+        record = incoming.record
+        if record.forgotten or record.deadline <= self._now():
+            raise Revoked(f"Message {incoming.msg_id} is too late: its sender has given it up.")
+        if record.kind != wire.CALL:
+            self._loop.post_lazily(self._begun, record)
+        if listener.waiting:
+            self._loop.post(self._hand_over, listener)
+
+    def reply(self, record: Record, kind: int, codec: int, value: object) -> None:
+        body = wire.encode_body(value, codec, self._loop.model.pause)
+        size = sum(map(len, body))
+        if size > self._settings.max_message_bytes:
+            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {self._settings.max_message_bytes}.")
+        self._loop.post(self._reply, (record, kind, codec, body))
+
+    def heartbeat(self, record: Record) -> None:
+        self._loop.post(self._receiver.heartbeat, record)
+
+    def _ask_loop(self, fn: Callable[[Any], None], listener: Listener) -> None:
+        """Have the loop do something that takes a while, and wait for it."""
+        done = self._loop.model.Event()
+        errors: list[Exception] = []
+
+        def then(error: Exception | None) -> None:
+            if error is not None:
+                errors.append(error)
+            done.set()
+
+        self._loop.post(fn, (listener, then))
+        done.wait()
+        if errors:
+            raise errors[0]
+
+    # For the loop's thread.
+
+    def settle(self) -> None:
+        receiver = self._receiver
+        receiver.flush()
+        if receiver.writes:
+            writes, receiver.writes = receiver.writes, []
+            for route, frames in writes:
+                self._write(route, frames)
+
+    def tick(self, now: float) -> None:
+        """Batches whose time has run out."""
+        self.due = inf
+        for listener in self._all():
+            if listener.due <= now:
+                listener.hand_over(now)
+            self.due = min(self.due, listener.due)
+
+    def close(self, linger: float) -> None:
+        self.settle()
+        if self._router is not None:
+            self._loop.close(self._router, linger)
+            self._router = None
+
+    def _all(self) -> list[Listener]:
+        return [listener for key, listeners in self._listeners.items() if key.server for listener in listeners]
+
+    def _write(self, route: bytes, frames: list[bytes]) -> bool:
+        """Whether it could be written; if not, it is kept where it matters, and the sender asks for it when it is back."""
+        return self._router is not None and self._loop.send(self._router, [route, *frames])
+
+    def _start(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
+        listener, then = order
+        try:
+            if self._router is None:
+                self._bind()
+        except AddressError as error:
+            then(error)
+            return
+        # It can take messages before anybody finds it.
+        self._add(listener)
+        self._announce(lambda error: self._started(listener, error, then))
+
+    def _started(self, listener: Listener, error: Exception | None, then: Callable[[Exception | None], None]) -> None:
+        if error is not None:
+            self._remove(listener)
+        then(error)
+
+    def _stop(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
+        listener, then = order
+        if listener not in self._listeners.get(listener.key, ()):
+            then(None)
+            return
+        self._announce(lambda _: self._stopped(listener, then), without=listener)
+
+    def _stopped(self, listener: Listener, then: Callable[[Exception | None], None]) -> None:
+        """Nobody finds it any more: give back what was not begun, in the order it came."""
+        self._remove(listener)
+        self.settle()
+        for incoming in list(listener.unbegun):
+            if listener.unbegun.pop(incoming, False):
+                self._give_back(listener, incoming)
+        while listener.waiting:
+            self._give_back(listener, listener.waiting.popleft())
+        then(None)
+
+    def _give_back(self, listener: Listener, incoming: Incoming) -> None:
+        self._receiver.refuse(incoming.record, wire.GIVEN_BACK)
+        (route, frames) = self._receiver.writes.pop()
+        if not self._write(route, frames) and incoming.record.kind == wire.CAST:
+            # Its sender is not there to take it back, so it is run here after all.
+            callback = listener.on_incoming_callback
+            if callback is not None:
+                listener.unbegun[incoming] = True
+                callback([incoming])
+
+    def _add(self, listener: Listener) -> None:
+        for key in (listener.key, listener.key._replace(server="")):
+            self._listeners.setdefault(key, deque()).append(listener)
+
+    def _remove(self, listener: Listener) -> None:
+        for key in (listener.key, listener.key._replace(server="")):
+            self._listeners[key].remove(listener)
+            if not self._listeners[key]:
+                del self._listeners[key]
+
+    def _announce(self, then: Callable[[Any], None], without: Listener | None = None) -> None:
+        if self.node is None:
+            then(None)
+            return
+        listeners = {(Topic(*li.key[:2]), li.key.server) for li in self._all() if li is not without}
+        self._resolver.announce(self.node, listeners, then)
+
+    def _bind(self) -> None:
+        settings = self._settings
+        router = self._loop.open(zmq.ROUTER, self._on_message)
+        for option, value in (
+            (zmq.LINGER, int(settings.linger * 1000)),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.SNDHWM, _ANSWERS_HELD),
+            (zmq.MAXMSGSIZE, settings.max_message_bytes),
+            (zmq.IPV6, int(":" in settings.bind_address)),
+            (zmq.BACKLOG, _BACKLOG),
+        ):
+            router.set(option, value)
+        try:
+            port = self._bind_in_range(router)
+        except BaseException:
+            self._loop.close(router, 0)
+            raise
+        self._router = router
+        self._loop.watch(router)
+        self.node = Node(
+            self._receiver.instance, settings.host, port, socket.gethostname(), os.getpid(), self._loop.model.NAME
+        )
+
+    def _bind_in_range(self, router: Socket) -> int:
+        settings = self._settings
+        address = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
+        count = settings.max_port - settings.min_port
+        start = random.randrange(count)
+        for i in range(count):
+            port = settings.min_port + (start + i) % count
+            try:
+                router.bind(f"tcp://{address}:{port}")
+            except zmq.ZMQError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise AddressError(
+                        f"Cannot listen on {address}:{port}: {error}. "
+                        "rpc_zmq_bind_address must be an address or network interface of this host, or *."
+                    ) from error
+                if i % 100 == 99:
+                    self._loop.model.pause()
+            else:
+                return port
+        ports = f"port {settings.min_port} is" if count == 1 else f"all ports from {settings.min_port} to {settings.max_port - 1} are"
+        raise AddressError(
+            f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
+        )
+
+    def _on_message(self, frames: list[bytes]) -> None:
+        route = frames[0]
+        try:
+            request = wire.decode_request(frames[1:])
+        except WireVersionError as error:
+            self._refuse_frames(f"requests of wire version {error.version}", error)
+            self._write(route, wire.encode_answer(wire.WRONG_VERSION, self._receiver.instance, ()))
+            return
+        except WireError as error:
+            self._refuse_frames("requests that are none of ours", error)
+            return
+        now = self._now()
+        record = self._receiver.request(route, request, now)
+        if record is not None:
+            self._dispatch(record, request, now)
+
+    def _dispatch(self, record: Record, request: wire.Request, now: float) -> None:
+        """Give a new request to a listener of its address, in turn; a fanout to all of them."""
+        listeners = self._listeners.get(record.key)
+        if not listeners:
+            self._receiver.refuse(record, wire.NOT_HERE)
+            return
+        window = self._settings.listener_window
+        if record.kind == wire.FANOUT:
+            chosen = list(listeners) if all(listener.room(window) for listener in listeners) else []
+        else:
+            chosen = [listener for listener in listeners if listener.room(window)][:1]
+        if not chosen:
+            self._receiver.refuse(record, wire.BUSY)
+            return
+        self._receiver.accept(record, now)
+        for listener in chosen:
+            try:
+                ctxt, message = wire.decode_body(request.body, request.codec, self._loop.model.pause)
+                if not isinstance(message, dict):
+                    raise WireError("a request has a body that is no message")
+            except (WireError, TypeError, ValueError) as error:
+                self._refuse_frames("requests with a bad body", error)
+                if record.kind == wire.CALL:
+                    text = serialize_remote_exception((WireError, WireError(str(error)), None))
+                    body = wire.encode_body(text, wire.JSON, self._loop.model.pause)
+                    self._receiver.reply(record, wire.FAILURE, wire.JSON, body)
+                return
+            listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
+            self.due = min(self.due, listener.due)
+        if record.kind != wire.FANOUT and len(listeners) > 1:
+            listeners.rotate(-1 - listeners.index(chosen[0]))
+
+    def _begun(self, record: Record) -> None:
+        if record.answer == wire.ACCEPTED:
+            self._receiver.started(record, self._now())
+
+    def _hand_over(self, listener: Listener) -> None:
+        listener.hand_over(self._now())
+
+    def _reply(self, result: tuple[Record, int, int, list[bytes]]) -> None:
+        self._receiver.reply(*result)
+
+    def _refuse_frames(self, what: str, error: Exception) -> None:
+        """Counted, and logged once a minute."""
+        self.counts[what] += 1
+        now = time.monotonic()
+        if self._complained.get(what, -inf) + 60 <= now:
+            self._complained[what] = now
+            LOG.warning("dropped a message (%s, %d so far): %s", what, self.counts[what], error)

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages to frames and back: the one place that knows the frames. Pure; ``doc/wire.rst`` is its specification.
+
+A *request* goes from a sender's DEALER to a server's ROUTER, an *answer* the other way. Both are a header frame and,
+where they carry something, body frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from oslo_serialization import jsonutils, msgpackutils
+
+from green_zmq.errors import Unserializable, WireError, WireVersionError
+
+VERSION: Final = 1
+_MAGIC: Final = b"gz"
+
+# Kinds of request.
+CALL: Final = 1
+CAST: Final = 2
+FANOUT: Final = 3
+ASK: Final = 4  # "what has become of this request?": asked of an accepted request over a new connection
+
+# Kinds of answer.
+ACCEPTED: Final = 16
+BUSY: Final = 17
+NOT_HERE: Final = 18
+WRONG_INSTANCE: Final = 19
+GIVEN_BACK: Final = 20
+REPLY: Final = 21
+FAILURE: Final = 22
+HEARTBEAT: Final = 23
+WRONG_VERSION: Final = 24
+DONE: Final = 25  # of a cast or fanout: it has been started, so it will never be given back
+
+_NAMES: Final = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, int)}
+REQUESTS: Final = frozenset((CALL, CAST, FANOUT, ASK))
+ANSWERS: Final = frozenset(range(ACCEPTED, DONE + 1))
+
+JSON: Final = 1
+MSGPACK: Final = 2
+CODECS: Final = {"json": JSON, "msgpack": MSGPACK}
+
+# magic, version, kind: the same in every version, so that versions can tell each other apart.
+_PREFIX = struct.Struct("!2sBB")
+# prefix; codec; instance asked; instance of the sender; id; lowest id still open; time left (ms); monitor (ms)
+_REQUEST = struct.Struct("!2sBBB16s16sQQQI")
+# prefix; codec; instance of the server
+_ANSWER = struct.Struct("!2sBBB16s")
+
+_FOREVER: Final = (1 << 64) - 1
+
+# A string longer than this travels beside the document, in frames of its own, neither escaped nor scanned: encoding
+# 64 MiB as JSON takes half a second in which no other green thread runs; as frames, the longest step is a few ms.
+LARGE: Final = 1 << 17
+_PIECE: Final = 1 << 20
+# How many values of a message are looked at for large strings. Looking at all of them would cost small-valued messages
+# more than encoding them does; a large string is an argument, or in a short list or dict that is one.
+_LOOK: Final = 100
+_LOOKED_INTO: Final = (str, dict, list, tuple)
+
+
+class Key(NamedTuple):
+    """What a message is addressed to. ``server`` is empty for "any server of the topic" and for fanout."""
+
+    exchange: str
+    topic: str
+    server: str
+
+    def __str__(self) -> str:
+        server = f" on server {self.server!r}" if self.server else ""
+        return f"topic {self.topic!r}{server} (exchange {self.exchange!r})"
+
+
+class Request(NamedTuple):
+    kind: int
+    codec: int
+    to: bytes
+    sender: bytes
+    id: int
+    floor: int
+    left: float | None
+    monitor: float | None
+    key: Key
+    body: Sequence[bytes]
+
+
+class Answer(NamedTuple):
+    kind: int
+    codec: int
+    server: bytes
+    ids: tuple[int, ...]
+    body: Sequence[bytes]
+
+
+def kind_name(kind: int) -> str:
+    return _NAMES.get(kind, f"kind {kind}")
+
+
+@functools.lru_cache(maxsize=4096)
+def encode_key(key: Key) -> bytes:
+    """The address as bytes: each part as UTF-8 behind its length.
+
+    :raises Unserializable: a part is longer than 65,535 bytes or is no text.
+    """
+    parts = []
+    for name, part in zip(Key._fields, key, strict=True):
+        try:
+            raw = part.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise Unserializable(f"the target's {name} must be text, not {part!r}") from error
+        if len(raw) > 0xFFFF:
+            raise Unserializable(f"the target's {name} is {len(raw)} bytes long; 65,535 is the most that can be sent")
+        parts.append(struct.pack("!H", len(raw)) + raw)
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _decode_key(raw: bytes) -> Key:
+    parts, at = [], 0
+    try:
+        for _ in Key._fields:
+            (size,) = struct.unpack_from("!H", raw, at)
+            part = raw[at + 2 : at + 2 + size]
+            if len(part) != size:
+                raise WireError("the address of a request is cut off")
+            parts.append(part.decode())
+            at += 2 + size
+    except (struct.error, UnicodeDecodeError) as error:
+        raise WireError("the address of a request is malformed") from error
+    if at != len(raw):
+        raise WireError("the address of a request has bytes left over")
+    return Key(*parts)
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return _FOREVER if seconds is None else max(0, min(int(seconds * 1000), _FOREVER - 1))
+
+
+def encode_request(
+    kind: int,
+    to: bytes,
+    sender: bytes,
+    id: int,
+    floor: int,
+    left: float | None,
+    key: bytes,
+    *,
+    codec: int = 0,
+    monitor: float | None = None,
+    body: Sequence[bytes] = (),
+) -> list[bytes]:
+    """
+    :param key: the address as :func:`encode_key` gives it.
+    :param left: seconds after which the sender has given up; None: never.
+    :param monitor: seconds between two heartbeats that the sender wants at the most; None: it wants none.
+    """
+    every = 0 if monitor is None else max(1, min(int(monitor * 1000), 0xFFFFFFFF))
+    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, _milliseconds(left), every)
+    return [header + key, *body]
+
+
+def _check_prefix(frames: Sequence[bytes], kinds: frozenset[int]) -> int:
+    if not frames or len(frames[0]) < _PREFIX.size:
+        raise WireError("a message is shorter than any of ours")
+    magic, version, kind = _PREFIX.unpack_from(frames[0])
+    if magic != _MAGIC:
+        raise WireError("a message does not begin as ours do")
+    if version != VERSION:
+        raise WireVersionError(version)
+    if kind not in kinds:
+        raise WireError(f"a message is of the unknown or misplaced {kind_name(kind)}")
+    return int(kind)
+
+
+def decode_request(frames: Sequence[bytes]) -> Request:
+    """
+    :raises WireVersionError: it is of another version.
+    :raises WireError: it is no request of ours.
+    """
+    kind = _check_prefix(frames, REQUESTS)
+    header = frames[0]
+    if len(header) < _REQUEST.size:
+        raise WireError("the header of a request is cut off")
+    _, _, _, codec, to, sender, id, floor, left, every = _REQUEST.unpack_from(header)
+    key = _decode_key(header[_REQUEST.size :])
+    if floor > id:
+        raise WireError("a request says that it is closed itself")
+    return Request(
+        kind,
+        codec,
+        to,
+        sender,
+        id,
+        floor,
+        None if left == _FOREVER else left / 1000,
+        every / 1000 if every else None,
+        key,
+        frames[1:],
+    )
+
+
+def encode_answer(
+    kind: int, server: bytes, ids: Sequence[int], *, codec: int = 0, body: Sequence[bytes] = ()
+) -> list[bytes]:
+    """
+    :param ids: the requests that are answered; several only where there is no body.
+    """
+    return [_ANSWER.pack(_MAGIC, VERSION, kind, codec, server) + struct.pack(f"!{len(ids)}Q", *ids), *body]
+
+
+def decode_answer(frames: Sequence[bytes]) -> Answer:
+    """
+    :raises WireVersionError: it is of another version.
+    :raises WireError: it is no answer of ours.
+    """
+    kind = _check_prefix(frames, ANSWERS)
+    header = frames[0]
+    count, rest = divmod(len(header) - _ANSWER.size, 8)
+    if count < 0 or rest:
+        raise WireError("the header of an answer is cut off")
+    _, _, _, codec, server = _ANSWER.unpack_from(header)
+    ids = struct.unpack_from(f"!{count}Q", header, _ANSWER.size)
+    if kind in (REPLY, FAILURE) and count != 1:
+        raise WireError(f"a {kind_name(kind)} is for {count} requests")
+    return Answer(kind, codec, server, ids, frames[1:])
+
+
+# One encoder for all: json.dumps() with any keyword makes a new one at every call.
+_json_encode = json.JSONEncoder(
+    default=jsonutils.to_primitive, separators=(",", ":")
+).encode
+_json_decode = json.JSONDecoder().decode
+
+
+def _encode_document(value: object, codec: int) -> bytes:
+    try:
+        if codec == MSGPACK:
+            return bytes(msgpackutils.dumps(value))
+        return _json_encode(value).encode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Unserializable(f"a value cannot be put on the wire: {error}") from error
+
+
+def _decode_document(raw: bytes, codec: int) -> Any:
+    try:
+        if codec == JSON:
+            return _json_decode(raw.decode())
+        if codec == MSGPACK:
+            return msgpackutils.loads(raw)
+    except Exception as error:  # msgpack raises a dozen kinds, its extensions whatever they like
+        raise WireError(f"the body of a message cannot be decoded: {error}") from error
+    raise WireError(f"the body of a message is in the unknown codec {codec}")
+
+
+def _find_large(value: object) -> list[tuple[str | int, ...]]:
+    """The places of the large strings in ``value``."""
+    found: list[tuple[str | int, ...]] = []
+    todo: deque[tuple[object, tuple[str | int, ...]]] = deque([(value, ())])
+    left = _LOOK
+    while todo and left:
+        left -= 1
+        inner, path = todo.popleft()
+        if isinstance(inner, str):
+            if len(inner) > LARGE:
+                found.append(path)
+        elif isinstance(inner, dict):
+            for k, v in list(inner.items())[:left] if len(inner) > left else inner.items():
+                if type(k) is str and isinstance(v, _LOOKED_INTO):
+                    todo.append((v, (*path, k)))
+        elif isinstance(inner, list | tuple):
+            for i, v in enumerate(inner[:left] if len(inner) > left else inner):
+                if isinstance(v, _LOOKED_INTO):
+                    todo.append((v, (*path, i)))
+    return found
+
+
+def _at(value: Any, path: Sequence[str | int]) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def _with(value: Any, path: Sequence[str | int], new: object) -> Any:
+    """``value`` with ``new`` at ``path``; what lies on the way is copied, the caller's objects stay as they are."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = _with(copy[path[0]], path[1:], new)
+    return copy
+
+
+def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[bytes]:
+    """A value as frames: the document, and where it holds large strings, their places and their pieces.
+
+    :param pause: called between two pieces, so that a green thread can let others run.
+    :raises Unserializable: the value, or something in it, cannot be encoded.
+    """
+    places, pieces = [], []
+    for path in _find_large(value):
+        text = _at(value, path)
+        value = _with(value, path, None)
+        before = len(pieces)
+        for at in range(0, len(text), _PIECE):
+            pause()
+            pieces.append(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
+        places.append([path, len(pieces) - before])
+    document = _encode_document(value, codec)
+    return [document, _encode_document(places, codec), *pieces] if places else [document]
+
+
+def decode_body(frames: Sequence[bytes], codec: int, pause: Callable[[], None]) -> Any:
+    """
+    :raises WireError: they are no body.
+    """
+    if not frames:
+        raise WireError("a message that must have a body has none")
+    value = _decode_document(frames[0], codec)
+    if len(frames) == 1:
+        return value
+    at = 2
+    try:
+        for path, count in _decode_document(frames[1], codec):
+            pieces = []
+            for raw in frames[at : at + count]:
+                pause()
+                pieces.append(raw.decode("utf-8", "surrogatepass"))
+            if len(pieces) != count:
+                raise WireError("pieces of a large string are missing")
+            at += count
+            text = "".join(pieces)
+            if path:
+                _at(value, path[:-1])[path[-1]] = text
+            else:
+                value = text
+    except (TypeError, ValueError, LookupError) as error:
+        raise WireError("the places of large strings do not fit the message") from error
+    if at != len(frames):
+        raise WireError("a message has frames left over")
+    return value
