@@ -116,9 +116,7 @@ OPTIONS: Final = [
         help="The most connections to servers that are kept open; above it the least recently used one that nothing needs is "
         "closed. Each takes 4 descriptors.",
     ),
-    cfg.FloatOpt(
-        "connection_idle_timeout", default=600.0, min=1, help="Seconds after which an unused connection is closed."
-    ),
+    cfg.FloatOpt("connection_idle_timeout", default=600.0, min=1, help="Seconds after which an unused connection is closed."),
     cfg.FloatOpt(
         "heartbeat_interval",
         default=5.0,
@@ -223,7 +221,9 @@ def _values(conf: cfg.ConfigOpts, url: TransportURL) -> dict[str, Any]:
         try:
             values[name] = options[name].type(text)
         except ValueError as error:
-            raise InvalidTransportURL(str(url), f"In the query of the transport URL, {name}={text} is wrong: {error}.") from None
+            raise InvalidTransportURL(
+                str(url), f"In the query of the transport URL, {name}={text} is wrong: {error}."
+            ) from None
     return values
 
 

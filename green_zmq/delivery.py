@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from oslo_messaging.exceptions import MessageDeliveryFailure, MessagingTimeout, MessageUndeliverable
+from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingTimeout
 
 from green_zmq import wire
 from green_zmq.errors import DirectoryError, ServerGone, TransportClosed

@@ -19,7 +19,7 @@ from green_zmq.server import Listener
 from green_zmq.wire import Key
 
 
-class ZmqDriver(base.BaseDriver):  # type: ignore[misc]
+class ZmqDriver(base.BaseDriver):
     """The driver behind ``zmq://``. Until it is used it opens and starts nothing, so a service may fork after making it."""
 
     def __init__(

@@ -107,7 +107,7 @@ class Engine:
     def _news(self, topic: Topic) -> None:
         self.client.news(topic)
 
-    def _crashed(self, error: BaseException) -> None:
+    def _crashed(self) -> None:
         self.over = True
         self.client.close()
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import zmq
 from zmq.backend import Socket as _Libzmq
@@ -34,7 +34,8 @@ _LARGE: Final = 1 << 18
 
 # The green sockets' own methods look at their state at every operation, for waiters that this loop never has; so it uses
 # those of libzmq's binding that they themselves are made of.
-_send, _recv, _get = _Libzmq.send, _Libzmq.recv, _Libzmq.get
+_send, _recv = _Libzmq.send, _Libzmq.recv
+_get = cast("Callable[[Socket, int], int]", _Libzmq.get)
 _EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -95,8 +96,8 @@ class Loop:
         self.timed: list[Timed] = []
         # Called after each round, to write what it decided.
         self.settle: list[Callable[[], None]] = []
-        # Called with the error when the loop must end because of a defect.
-        self.on_crash: Callable[[BaseException], None] | None = None
+        # Called when the loop must end because of a defect.
+        self.on_crash: Callable[[], None] | None = None
         self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._poller: Poller | None = None
         self._sleeping = False
@@ -162,9 +163,7 @@ class Loop:
         self._touched[socket] = None
 
     def close(self, socket: Socket, linger: float) -> None:
-        """
-        :param linger: how many seconds what it still has to send may take.
-        """
+        """Close a socket; what it still has to send may take so many seconds in the background."""
         if self._handlers.pop(socket, None) is None:
             return
         self._touched.pop(socket, None)
@@ -217,12 +216,12 @@ class Loop:
             if not self._over:
                 LOG.critical("the loop of a transport ended because of a defect: %s", error, exc_info=True)
                 if self.on_crash is not None:
-                    self.on_crash(error)
+                    self.on_crash()
             raise
         finally:
             self._end()
 
-    def _turn(self, poller: Poller) -> None:
+    def _turn(self, poller: Poller) -> None:  # noqa: C901 (one loop, in one piece: nothing of it makes sense alone)
         mailbox, touched = self._mailbox, self._touched
         while not self._stopping:
             for _ in range(min(len(mailbox), _BURST)):

@@ -42,7 +42,7 @@ class Revoked(MessagingException):
     """The message is not to be processed any more: it was given back, or its time has run out."""
 
 
-class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
+class Incoming(base.RpcIncomingMessage):
     """A message on its way through an oslo.messaging server. Its methods are called in that server's workers."""
 
     def __init__(self, listener: Listener, record: Record, codec: int, ctxt: Any, message: Any) -> None:
@@ -86,7 +86,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]
         self._listener.server.reply(self.record, kind, self._codec, value)
 
 
-class Listener(base.Listener):  # type: ignore[misc]
+class Listener(base.Listener):
     """What one oslo.messaging server listens to: an address of this process, and what has come for it.
 
     :ivar waiting: messages that were accepted and not yet handed over.
@@ -151,7 +151,9 @@ class Listener(base.Listener):  # type: ignore[misc]
 class Server:
     """The receiving side of a process: one ROUTER, and its listeners."""
 
-    def __init__(self, loop: Loop, receiver: Receiver, resolver: Resolver, settings: Settings, now: Callable[[], float]) -> None:
+    def __init__(
+        self, loop: Loop, receiver: Receiver, resolver: Resolver, settings: Settings, now: Callable[[], float]
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.node: Node | None = None
@@ -318,9 +320,7 @@ class Server:
             raise
         self._router = router
         self._loop.watch(router)
-        self.node = Node(
-            self._receiver.instance, settings.host, port, socket.gethostname(), os.getpid(), self._loop.model.NAME
-        )
+        self.node = Node(self._receiver.instance, settings.host, port, socket.gethostname(), os.getpid(), self._loop.model.NAME)
 
     def _bind_in_range(self, router: Socket) -> int:
         settings = self._settings
@@ -341,7 +341,11 @@ class Server:
                     self._loop.model.pause()
             else:
                 return port
-        ports = f"port {settings.min_port} is" if count == 1 else f"all ports from {settings.min_port} to {settings.max_port - 1} are"
+        ports = (
+            f"port {settings.min_port} is"
+            if count == 1
+            else f"all ports from {settings.min_port} to {settings.max_port - 1} are"
+        )
         raise AddressError(
             f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
         )

@@ -6,29 +6,15 @@ from __future__ import annotations
 from typing import Any
 
 import oslo_messaging
-from oslo_messaging.notify import dispatcher as notify_dispatcher
-from oslo_messaging.notify.listener import NotificationServer
-from oslo_messaging.rpc.server import RPCServer
 from stevedore.driver import DriverManager
 
 
-class _NamesExecutor:
-    """Lets a server name any executor that is an ``oslo.messaging.executors`` entry point."""
-
-    def __init__(self, *args: Any, executor: str | None = None, **kwargs: Any) -> None:
-        gevent = executor == "gevent"
-        super().__init__(*args, executor=None if gevent else executor, **kwargs)
-        if gevent:
-            self.executor_type = executor
-            self._executor_cls = DriverManager("oslo.messaging.executors", "gevent").driver
-
-
-class _RPCServer(_NamesExecutor, RPCServer):  # type: ignore[misc]
-    pass
-
-
-class _NotificationServer(_NamesExecutor, NotificationServer):  # type: ignore[misc]
-    pass
+def _name_executor(server: Any, executor: str | None) -> Any:
+    """Give a server, made with the executor that oslo.messaging would choose, the one that was named."""
+    if executor == "gevent":
+        server.executor_type = executor
+        server._executor_cls = DriverManager("oslo.messaging.executors", executor).driver
+    return server
 
 
 def get_rpc_server(
@@ -40,8 +26,9 @@ def get_rpc_server(
     access_policy: Any = None,
 ) -> Any:
     """As :func:`oslo_messaging.get_rpc_server`, with ``executor="gevent"`` too."""
-    dispatcher = oslo_messaging.RPCDispatcher(endpoints, serializer, access_policy)
-    return _RPCServer(transport, target, dispatcher, executor=executor)
+    allowed = None if executor == "gevent" else executor
+    server = oslo_messaging.get_rpc_server(transport, target, endpoints, allowed, serializer, access_policy)
+    return _name_executor(server, executor)
 
 
 def get_notification_listener(
@@ -54,5 +41,6 @@ def get_notification_listener(
     pool: str | None = None,
 ) -> Any:
     """As :func:`oslo_messaging.get_notification_listener`, with ``executor="gevent"`` too."""
-    dispatcher = notify_dispatcher.NotificationDispatcher(endpoints, serializer)
-    return _NotificationServer(transport, targets, dispatcher, executor=executor, allow_requeue=allow_requeue, pool=pool)
+    allowed = None if executor == "gevent" else executor
+    server = oslo_messaging.get_notification_listener(transport, targets, endpoints, allowed, serializer, allow_requeue, pool)
+    return _name_executor(server, executor)

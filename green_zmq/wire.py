@@ -206,10 +206,9 @@ def decode_request(frames: Sequence[bytes]) -> Request:
     )
 
 
-def encode_answer(
-    kind: int, server: bytes, ids: Sequence[int], *, codec: int = 0, body: Sequence[bytes] = ()
-) -> list[bytes]:
-    """
+def encode_answer(kind: int, server: bytes, ids: Sequence[int], *, codec: int = 0, body: Sequence[bytes] = ()) -> list[bytes]:
+    """An answer as frames.
+
     :param ids: the requests that are answered; several only where there is no body.
     """
     return [_ANSWER.pack(_MAGIC, VERSION, kind, codec, server) + struct.pack(f"!{len(ids)}Q", *ids), *body]
@@ -233,9 +232,7 @@ def decode_answer(frames: Sequence[bytes]) -> Answer:
 
 
 # One encoder for all: json.dumps() with any keyword makes a new one at every call.
-_json_encode = json.JSONEncoder(
-    default=jsonutils.to_primitive, separators=(",", ":")
-).encode
+_json_encode = json.JSONEncoder(default=jsonutils.to_primitive, separators=(",", ":")).encode
 _json_decode = json.JSONDecoder().decode
 
 
@@ -291,7 +288,7 @@ def _with(value: Any, path: Sequence[str | int], new: object) -> Any:
     """``value`` with ``new`` at ``path``; what lies on the way is copied, the caller's objects stay as they are."""
     if not path:
         return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
     copy[path[0]] = _with(copy[path[0]], path[1:], new)
     return copy
 
@@ -302,7 +299,8 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
     :param pause: called between two pieces, so that a green thread can let others run.
     :raises Unserializable: the value, or something in it, cannot be encoded.
     """
-    places, pieces = [], []
+    places: list[list[Any]] = []
+    pieces: list[bytes] = []
     for path in _find_large(value):
         text = _at(value, path)
         value = _with(value, path, None)
@@ -316,7 +314,8 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
 
 
 def decode_body(frames: Sequence[bytes], codec: int, pause: Callable[[], None]) -> Any:
-    """
+    """The value back.
+
     :raises WireError: they are no body.
     """
     if not frames:

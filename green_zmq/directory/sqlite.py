@@ -58,7 +58,7 @@ def _boot() -> str:
 def _process(pid: int | str) -> str:
     """What tells a process from a later one with its pid; empty if there is none."""
     try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
         # The name, in parentheses, may hold anything; the start time is the 20th field after it (proc(5)).
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if started[0] in "ZX" else f"{namespace} {pid} {started[19]}"
@@ -75,7 +75,9 @@ class SqliteDirectory:
         with self._errors("opened"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.parent.name.startswith("green_zmq") and path.parent.stat().st_uid not in (os.getuid(), 0):
-                raise DirectoryError(f"The folder {path.parent} belongs to another user; set directory_path to a file of yours.")
+                raise DirectoryError(
+                    f"The folder {path.parent} belongs to another user; set directory_path to a file of yours."
+                )
             self._open()
         self._seen: Any = None
 
@@ -116,9 +118,7 @@ class SqliteDirectory:
                 (node.instance, record, self._boot, _process(node.pid), now + self._expire),
             )
             wanted = {(topic.exchange, topic.name, server) for topic, server in listeners}
-            stored = set(
-                database.execute("select exchange, topic, server from listeners where instance = ?", (node.instance,))
-            )
+            stored = set(database.execute("select exchange, topic, server from listeners where instance = ?", (node.instance,)))
             database.executemany(
                 "delete from listeners where exchange = ? and topic = ? and server = ? and instance = ?",
                 [(*row, node.instance) for row in stored - wanted],
@@ -164,7 +164,9 @@ class SqliteDirectory:
         now = time.monotonic()
         with self._errors("written"):
             rows = self._database.execute("select instance, process, boot, expires from nodes").fetchall()
-            dead = [(i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)]
+            dead = [
+                (i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)
+            ]
             if dead:
                 with self._transaction() as database:
                     database.executemany("delete from nodes where instance = ?", dead)
@@ -219,7 +221,7 @@ class SqliteDirectory:
             yield
         except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             if "not a database" in str(error) or "malformed" in str(error) or isinstance(error, ValueError | TypeError):
-                advice = "it is damaged or no directory of ours: remove it while no service runs, or set directory_path to another file"
+                advice = "it is damaged or no directory of ours: remove it, or set directory_path to another file"
             else:
                 advice = "check its folder's permissions and space, or set directory_path to a file that can be written"
             raise DirectoryError(f"The directory {self._path} cannot be {done} ({error}); {advice}.") from error

@@ -62,7 +62,7 @@ def load(name: str) -> Model:
     :raises ModelError: its library is not installed.
     """
     try:
-        return cast(Model, importlib.import_module(f"green_zmq.executors.{name}"))
+        return cast("Model", importlib.import_module(f"green_zmq.executors.{name}"))
     except ImportError as error:
         raise ModelError(
             f"executor={name} needs a library that this process cannot import ({error}); "

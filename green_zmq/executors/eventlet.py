@@ -101,9 +101,7 @@ class Poller:
     def register(self, socket: Any) -> None:
         fd = socket.fileno()
         self._hub.remove(socket._eventlet_listener)
-        socket.__dict__["_eventlet_listener"] = self._hub.add(
-            self._hub.READ, fd, self._ready, lambda _: None, lambda: None
-        )
+        socket.__dict__["_eventlet_listener"] = self._hub.add(self._hub.READ, fd, self._ready, lambda _: None, lambda: None)
         self._sockets[fd] = socket
 
     def unregister(self, socket: Any) -> None:

@@ -198,5 +198,3 @@ class GreenletExecutor(Executor):
             self._running -= 1
             if not self._running:
                 self._idle.set()
-
-

@@ -82,5 +82,3 @@ def pause() -> None:
 
 def after_fork() -> None:
     """A child has none of its parent's threads."""
-
-
