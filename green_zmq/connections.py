@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pool of connections: one DEALER to each process that something is sent to.
+"""The sockets: the ROUTER that a process is reached at, and the pool of its connections to others.
 
-Made at the first send, used by every caller, closed when idle for long, when the process is gone, or as the least
-recently used above a limit. All of it runs in the loop's thread.
+The pool has one DEALER to each process that something is sent to. Made at the first send, used by every caller, closed
+when idle for long, when the process is gone, or as the least recently used above a limit. All of it runs in the loop's
+thread.
 
 Reconnecting is ours, not libzmq's: after a loss the socket is read empty, closed, and replaced after a growing time. So
 it is always known what was written to which connection, and nothing written to a dead one surfaces later.
@@ -24,8 +25,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from green_zmq.config import Settings
 from green_zmq.delivery import Link, Sender
-from green_zmq.errors import WireError
-from green_zmq.loop import Loop, Socket
+from green_zmq.errors import AddressError, WireError
+from green_zmq.loop import Loop, OnMessage, Socket
 from green_zmq.routing import Node
 from green_zmq.wire import decode_answer
 
@@ -39,6 +40,10 @@ _HANDSHAKE: Final = 5.0
 # libzmq is not to reconnect by itself; but with -1 it drops what has arrived and was not read when the peer closes.
 _NEVER: Final = 2**31 - 1
 _IDLE_LOOK: Final = 5.0
+# Answers that libzmq holds for one connection that does not read; further ones are dropped, and asked for again.
+_ANSWERS_HELD: Final = 10_000
+# Connections that may wait to be accepted: a service of 500 nodes comes back at once.
+_BACKLOG: Final = 1024
 
 _UP: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _DOWN: Final = int(
@@ -52,6 +57,75 @@ _DOWN: Final = int(
 
 # Monitors need an address of their own each, in the context that all loops of the process share.
 _monitors = itertools.count()
+
+
+class Router:
+    """The socket that a process is reached at, once it listens."""
+
+    def __init__(self, loop: Loop, settings: Settings, on_message: OnMessage) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._on_message = on_message
+        self._socket: Socket | None = None
+
+    def open(self) -> int:
+        """Listen; the port.
+
+        :raises AddressError: there is no such address, or no free port.
+        """
+        settings = self._settings
+        socket = self._loop.open(zmq.ROUTER, self._on_message)
+        for option, value in (
+            (zmq.LINGER, int(settings.linger * 1000)),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.SNDHWM, _ANSWERS_HELD),
+            (zmq.MAXMSGSIZE, settings.max_message_bytes),
+            (zmq.IPV6, int(":" in settings.bind_address)),
+            (zmq.BACKLOG, _BACKLOG),
+        ):
+            socket.set(option, value)
+        try:
+            port = self._bind(socket)
+        except BaseException:
+            self._loop.close(socket, 0)
+            raise
+        self._socket = socket
+        self._loop.watch(socket)
+        return port
+
+    def write(self, route: bytes, frames: list[bytes]) -> bool:
+        """Whether it could be written; if not, it is kept where it matters, and the sender asks for it when it is back."""
+        return self._socket is not None and self._loop.send(self._socket, [route, *frames])
+
+    def close(self, linger: float) -> None:
+        if self._socket is not None:
+            self._loop.close(self._socket, linger)
+            self._socket = None
+
+    def _bind(self, socket: Socket) -> int:
+        """Bind to some port of the range: a random one first, so that processes do not queue for the same."""
+        settings = self._settings
+        address = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
+        count = settings.max_port - settings.min_port
+        start = random.randrange(count)
+        for i in range(count):
+            port = settings.min_port + (start + i) % count
+            try:
+                socket.bind(f"tcp://{address}:{port}")
+            except zmq.ZMQError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise AddressError(
+                        f"Cannot listen on {address}:{port}: {error}. "
+                        "rpc_zmq_bind_address must be an address or network interface of this host, or *."
+                    ) from error
+                if i % 100 == 99:
+                    self._loop.model.pause()
+            else:
+                return port
+        ports = f"port {start + settings.min_port} is" if count == 1 else f"all {count} ports from {settings.min_port} on are"
+        raise AddressError(
+            f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
+        )
 
 
 class _Connection:

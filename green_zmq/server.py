@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import random
 import socket
 import sys
 import time
@@ -15,16 +13,16 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, Final
 
-import zmq
 from oslo_messaging._drivers import base
 from oslo_messaging._drivers.common import serialize_remote_exception
 from oslo_messaging.exceptions import MessagingException
 
 from green_zmq import wire
 from green_zmq.config import Settings
+from green_zmq.connections import Router
 from green_zmq.delivery import Receiver, Record
 from green_zmq.errors import AddressError, MessageTooLarge, Unserializable, WireError, WireVersionError
-from green_zmq.loop import Loop, Socket
+from green_zmq.loop import Loop
 from green_zmq.resolver import Resolver
 from green_zmq.routing import Node, Topic
 from green_zmq.wire import Key
@@ -33,9 +31,6 @@ LOG = logging.getLogger(__name__)
 
 # Messages handed to an executor ahead of those whose processing has begun: as many as it has workers by default.
 _HANDED: Final = 64
-# Answers that libzmq holds for one connection that does not read; further ones are dropped, and asked for again.
-_ANSWERS_HELD: Final = 10_000
-_BACKLOG: Final = 1024
 
 
 class Revoked(MessagingException):
@@ -162,7 +157,7 @@ class Server:
         self._resolver = resolver
         self._settings = settings
         self._now = now
-        self._router: Socket | None = None
+        self._router = Router(loop, settings, self._on_message)
         self._listeners: dict[Key, deque[Listener]] = {}
         self._complained: dict[str, float] = {}
 
@@ -216,7 +211,7 @@ class Server:
         if receiver.writes:
             writes, receiver.writes = receiver.writes, []
             for route, frames in writes:
-                self._write(route, frames)
+                self._router.write(route, frames)
 
     def tick(self, now: float) -> None:
         """Batches whose time has run out."""
@@ -228,25 +223,21 @@ class Server:
 
     def close(self, linger: float) -> None:
         self.settle()
-        if self._router is not None:
-            self._loop.close(self._router, linger)
-            self._router = None
+        self._router.close(linger)
 
     def _all(self) -> list[Listener]:
         return [listener for key, listeners in self._listeners.items() if key.server for listener in listeners]
 
-    def _write(self, route: bytes, frames: list[bytes]) -> bool:
-        """Whether it could be written; if not, it is kept where it matters, and the sender asks for it when it is back."""
-        return self._router is not None and self._loop.send(self._router, [route, *frames])
-
     def _start(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
         listener, then = order
-        try:
-            if self._router is None:
-                self._bind()
-        except AddressError as error:
-            then(error)
-            return
+        if self.node is None:
+            try:
+                port = self._router.open()
+            except AddressError as error:
+                then(error)
+                return
+            instance, model = self._receiver.instance, self._loop.model.NAME
+            self.node = Node(instance, self._settings.host, port, socket.gethostname(), os.getpid(), model)
         # It can take messages before anybody finds it.
         self._add(listener)
         self._announce(lambda error: self._started(listener, error, then))
@@ -277,7 +268,7 @@ class Server:
     def _give_back(self, listener: Listener, incoming: Incoming) -> None:
         self._receiver.refuse(incoming.record, wire.GIVEN_BACK)
         (route, frames) = self._receiver.writes.pop()
-        if not self._write(route, frames) and incoming.record.kind == wire.CAST:
+        if not self._router.write(route, frames) and incoming.record.kind == wire.CAST:
             # Its sender is not there to take it back, so it is run here after all.
             callback = listener.on_incoming_callback
             if callback is not None:
@@ -301,62 +292,13 @@ class Server:
         listeners = {(Topic(*li.key[:2]), li.key.server) for li in self._all() if li is not without}
         self._resolver.announce(self.node, listeners, then)
 
-    def _bind(self) -> None:
-        settings = self._settings
-        router = self._loop.open(zmq.ROUTER, self._on_message)
-        for option, value in (
-            (zmq.LINGER, int(settings.linger * 1000)),
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.SNDHWM, _ANSWERS_HELD),
-            (zmq.MAXMSGSIZE, settings.max_message_bytes),
-            (zmq.IPV6, int(":" in settings.bind_address)),
-            (zmq.BACKLOG, _BACKLOG),
-        ):
-            router.set(option, value)
-        try:
-            port = self._bind_in_range(router)
-        except BaseException:
-            self._loop.close(router, 0)
-            raise
-        self._router = router
-        self._loop.watch(router)
-        self.node = Node(self._receiver.instance, settings.host, port, socket.gethostname(), os.getpid(), self._loop.model.NAME)
-
-    def _bind_in_range(self, router: Socket) -> int:
-        settings = self._settings
-        address = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
-        count = settings.max_port - settings.min_port
-        start = random.randrange(count)
-        for i in range(count):
-            port = settings.min_port + (start + i) % count
-            try:
-                router.bind(f"tcp://{address}:{port}")
-            except zmq.ZMQError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise AddressError(
-                        f"Cannot listen on {address}:{port}: {error}. "
-                        "rpc_zmq_bind_address must be an address or network interface of this host, or *."
-                    ) from error
-                if i % 100 == 99:
-                    self._loop.model.pause()
-            else:
-                return port
-        ports = (
-            f"port {settings.min_port} is"
-            if count == 1
-            else f"all ports from {settings.min_port} to {settings.max_port - 1} are"
-        )
-        raise AddressError(
-            f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
-        )
-
     def _on_message(self, frames: list[bytes]) -> None:
         route = frames[0]
         try:
             request = wire.decode_request(frames[1:])
         except WireVersionError as error:
             self._refuse_frames(f"requests of wire version {error.version}", error)
-            self._write(route, wire.encode_answer(wire.WRONG_VERSION, self._receiver.instance, ()))
+            self._router.write(route, wire.encode_answer(wire.WRONG_VERSION, self._receiver.instance, ()))
             return
         except WireError as error:
             self._refuse_frames("requests that are none of ours", error)
