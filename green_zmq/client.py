@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from green_zmq import wire
 from green_zmq.config import Settings
 from green_zmq.connections import Connections
 from green_zmq.delivery import Outgoing, Sender
-from green_zmq.errors import MessageTooLarge
+from green_zmq.errors import MessageTooLarge, TransportClosed
 from green_zmq.loop import Loop
 from green_zmq.resolver import Resolver
 from green_zmq.routing import Topic
@@ -39,6 +40,7 @@ class Client:
         self._now = now
         # Fanouts, and what must know that nobody is registered, wait for news of their topic that is under way.
         self._held: dict[Topic, list[Outgoing]] = {}
+        self._closed = False
 
     # For all threads.
 
@@ -62,6 +64,7 @@ class Client:
         :param required: MessageUndeliverable at once if no server is registered.
         :raises Unserializable: the value cannot be put on the wire.
         :raises MessageTooLarge: it is larger than ``max_message_bytes``.
+        :raises TransportClosed: the transport is being cleaned up.
         """
         model = self._loop.model
         body = wire.encode_body(value, self._settings.codec, model.pause)
@@ -84,7 +87,8 @@ class Client:
         try:
             request.waiter.wait()
         except BaseException:  # the caller was killed
-            self._loop.post(self._sender.cancel, request)
+            with contextlib.suppress(TransportClosed):
+                self._loop.post(self._sender.cancel, request)
             raise
         if request.error is not None:
             raise request.error
@@ -104,16 +108,8 @@ class Client:
     def settle(self) -> None:
         """Do what was decided, until nothing is left to do."""
         sender = self._sender
-        while sender.writes or sender.wanted or sender.lookups or sender.doubtful:
-            writes, sender.writes = sender.writes, []
-            for link, frames in writes:
-                self._connections.write(link, frames)
-            while sender.lookups:
-                self._resolver.look_up(sender.lookups.pop())
-            while sender.doubtful:
-                self._resolver.verify(sender.doubtful.pop())
-            while sender.wanted:
-                self._connections.want(sender.wanted.pop())
+        while sender.writes or sender.wanted or sender.lookups or sender.doubtful or sender.dropped:
+            self._carry_out()
         if sender.finished:
             finished, sender.finished = sender.finished, []
             for request in finished:
@@ -124,7 +120,8 @@ class Client:
             self._log_lost()
 
     def close(self) -> None:
-        """End what is pending."""
+        """End what is pending, and whatever comes from now on."""
+        self._closed = True
         now = self._now()
         for requests in self._held.values():
             for request in requests:
@@ -134,6 +131,10 @@ class Client:
         self.settle()
 
     def _submit(self, request: Outgoing) -> None:
+        if self._closed:
+            request.error = TransportClosed(f"The message to {request.key} was not sent: the transport was closed.")
+            request.waiter.set()
+            return
         now = self._now()
         topic = Topic(request.key.exchange, request.key.topic)
         strictly = request.required or request.kind == wire.FANOUT
@@ -141,6 +142,20 @@ class Client:
             self._sender.submit(request, now)
         else:
             self._held.setdefault(topic, []).append(request)
+
+    def _carry_out(self) -> None:
+        sender = self._sender
+        while sender.dropped:
+            self._connections.drop(sender.dropped.pop())
+        writes, sender.writes = sender.writes, []
+        for link, frames in writes:
+            self._connections.write(link, frames)
+        while sender.lookups:
+            self._resolver.look_up(sender.lookups.pop())
+        while sender.doubtful:
+            self._resolver.verify(sender.doubtful.pop())
+        while sender.wanted:
+            self._connections.want(sender.wanted.pop())
 
     def _log_lost(self) -> None:
         lost, self._sender.lost = self._sender.lost, []

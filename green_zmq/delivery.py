@@ -190,6 +190,7 @@ class Sender:
 
     :ivar writes: (link, frames) to be written to that link's connection.
     :ivar wanted: links that need a connection.
+    :ivar dropped: links whose process is gone for good, and their connections with it.
     :ivar lookups: topics to be looked up in the directory.
     :ivar doubtful: nodes whose connection was lost: does the directory still have them?
     :ivar waiting: requests that wait for a server, by address; only to be looked at.
@@ -204,6 +205,7 @@ class Sender:
         self.due = inf
         self.writes: list[tuple[Link, list[bytes]]] = []
         self.wanted: set[Link] = set()
+        self.dropped: list[Link] = []
         self.lookups: set[Topic] = set()
         self.doubtful: list[Node] = []
         self.finished: list[Outgoing] = []
@@ -291,6 +293,7 @@ class Sender:
         if link is None:
             return
         self.counts["servers gone"] += 1
+        self.dropped.append(link)
         connected, link.up, link.down = link.up, False, True
         queued, sent, taken = list(link.queue), list(link.open.values()), list(link.taken.values())
         link.queue.clear()
@@ -325,6 +328,11 @@ class Sender:
                 self.waiting[key].remove(request)
                 self._route(request, now)
             self._pump(key, now)
+
+    def forget(self, topic: Topic) -> None:
+        """Nothing was sent there for long: whoever does will have it looked up."""
+        self.table.forget(topic)
+        self._forget_routes(topic)
 
     def not_looked_up(self, topic: Topic, reason: str) -> None:
         """The directory did not answer. Calls that need it end at once; casts wait, as they would for a server."""

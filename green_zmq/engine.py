@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import time
 import weakref
@@ -16,6 +17,7 @@ from green_zmq.client import Client
 from green_zmq.config import Settings
 from green_zmq.connections import Connections
 from green_zmq.delivery import Receiver, Sender
+from green_zmq.errors import TransportClosed
 from green_zmq.executors.base import Model
 from green_zmq.loop import Loop, contexts
 from green_zmq.resolver import Resolver
@@ -59,7 +61,8 @@ class Engine:
 
     def close(self) -> None:
         """Try to empty the outbox, for as long as ``zmq_linger`` says; withdraw from the directory; end the loop."""
-        self._loop.post(self._begin_close)
+        with contextlib.suppress(TransportClosed):
+            self._loop.post(self._begin_close)
         self._loop.join()
 
     def abandon(self) -> None:

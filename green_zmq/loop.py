@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, cast
 import zmq
 from zmq.backend import Socket as _Libzmq
 
+from green_zmq.errors import TransportClosed
 from green_zmq.executors.base import Event, Model, Poller
 
 LOG = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class Loop:
         self._context: zmq.Context[Any] | None = None
         self._ended: list[Event] = []
         self._over = False
+        self._ended_already = False
         self._handlers: dict[Socket, OnMessage] = {}
         self._touched: dict[Socket, None] = {}
 
@@ -118,8 +120,13 @@ class Loop:
             self.model.spawn(self._run)
 
     def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:
-        """Have ``fn(argument)`` called by the loop."""
+        """Have ``fn(argument)`` called by the loop.
+
+        :raises TransportClosed: it has ended.
+        """
         self._mailbox.append((fn, argument))
+        if self._over:
+            raise TransportClosed("The transport was closed.")
         if self._sleeping:
             self._sleeping = False
             poller = self._poller
@@ -136,7 +143,7 @@ class Loop:
             return
         ended = self.model.Event()
         self._ended.append(ended)
-        if self._over:
+        if self._ended_already:
             self._tell()
         ended.wait()
 
@@ -261,6 +268,10 @@ class Loop:
     def _end(self) -> None:
         if self._over:
             return
+        self._over = True
+        while self._mailbox:  # whoever posted before that is told by what was posted
+            fn, argument = self._mailbox.popleft()
+            fn(argument)
         for socket in list(self._handlers):
             self.close(socket, 0)
         context = contexts.give_back(self.model)
@@ -286,6 +297,6 @@ class Loop:
             poller.wait(None)
 
     def _tell(self) -> None:
-        self._over = True
+        self._ended_already = True
         while self._ended:
             self._ended.pop().set()

@@ -78,7 +78,14 @@ class Resolver:
         self._announce_at = self._now() + self._settings.update
         self._set_due()
         wanted = frozenset(listeners)
-        self._do(lambda directory: directory.announce(node, wanted), then)
+
+        def announced(error: DirectoryError | None) -> None:
+            if error is not None and self._node is not None:
+                self._announce_at = self._now() + _RETRY
+                self._set_due()
+            then(error)
+
+        self._do(lambda directory: directory.announce(node, wanted), announced)
 
     def withdraw(self, then: _Then) -> None:
         """Remove the node, and end the thread; ``then`` gets None or the error."""
@@ -123,7 +130,7 @@ class Resolver:
 
     def tick(self, now: float) -> None:
         if self._announce_at <= now and self._node is not None:
-            self.announce(self._node, self._listeners, self._announced)
+            self.announce(self._node, self._listeners, lambda _: None)
             self._do(lambda directory: directory.sweep(), lambda _: None)
         if self._watch_at <= now:
             self._watch_at = inf
@@ -155,7 +162,14 @@ class Resolver:
         self._checked = now
         if self._directory is not None:
             changed = self._directory.changes()
-            self._stale.update((*self._table.topics, *self._asked) if changed is None else changed)
+            news = {*self._table.topics, *self._asked} if changed is None else set(changed)
+            if news:
+                # Nothing was sent to them since the last news.
+                for topic in news & self._stale - self._asked - self._sender.awaited():
+                    self._sender.forget(topic)
+                    self._stale.discard(topic)
+                    news.discard(topic)
+                self._stale |= news
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
         self._asked.discard(topic)
@@ -166,11 +180,6 @@ class Resolver:
             self._table.update(topic, answer)
             self._sender.looked_up(topic, self._now())
         self._news(topic)
-
-    def _announced(self, error: DirectoryError | None) -> None:
-        if error is not None:
-            self._announce_at = self._now() + _RETRY
-            self._set_due()
 
     def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
         if not self._started:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from green_zmq import wire
 from green_zmq.config import Settings
 from green_zmq.connections import Router
 from green_zmq.delivery import Receiver, Record
-from green_zmq.errors import AddressError, MessageTooLarge, Unserializable, WireError, WireVersionError
+from green_zmq.errors import AddressError, MessageTooLarge, TransportClosed, Unserializable, WireError, WireVersionError
 from green_zmq.loop import Loop
 from green_zmq.resolver import Resolver
 from green_zmq.routing import Node, Topic
@@ -78,7 +79,10 @@ class Incoming(base.RpcIncomingMessage):
         self._listener.server.heartbeat(self.record)
 
     def _send(self, kind: int, value: object) -> None:
-        self._listener.server.reply(self.record, kind, self._codec, value)
+        try:
+            self._listener.server.reply(self.record, kind, self._codec, value)
+        except TransportClosed:
+            LOG.error("the reply to request %s cannot be sent: the transport was closed", self.msg_id)
 
 
 class Listener(base.Listener):
@@ -186,7 +190,8 @@ class Server:
         self._loop.post(self._reply, (record, kind, codec, body))
 
     def heartbeat(self, record: Record) -> None:
-        self._loop.post(self._receiver.heartbeat, record)
+        with contextlib.suppress(TransportClosed):
+            self._loop.post(self._receiver.heartbeat, record)
 
     def _ask_loop(self, fn: Callable[[Any], None], listener: Listener) -> None:
         """Have the loop do something that takes a while, and wait for it."""
@@ -222,6 +227,8 @@ class Server:
             self.due = min(self.due, listener.due)
 
     def close(self, linger: float) -> None:
+        for listener in self._all():
+            self._stopped(listener, lambda _: None)
         self.settle()
         self._router.close(linger)
 
@@ -245,6 +252,7 @@ class Server:
     def _started(self, listener: Listener, error: Exception | None, then: Callable[[Exception | None], None]) -> None:
         if error is not None:
             self._remove(listener)
+            self._announce(lambda _: None)
         then(error)
 
     def _stop(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
@@ -256,7 +264,8 @@ class Server:
 
     def _stopped(self, listener: Listener, then: Callable[[Exception | None], None]) -> None:
         """Nobody finds it any more: give back what was not begun, in the order it came."""
-        self._remove(listener)
+        if listener in self._listeners.get(listener.key, ()):
+            self._remove(listener)
         self.settle()
         for incoming in list(listener.unbegun):
             if listener.unbegun.pop(incoming, False):
