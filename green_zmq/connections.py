@@ -25,10 +25,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from green_zmq.config import Settings
 from green_zmq.delivery import Link, Sender
-from green_zmq.errors import AddressError, WireError
+from green_zmq.errors import AddressError, WireError, WireVersionError
 from green_zmq.loop import Loop, OnMessage, Socket
 from green_zmq.routing import Node
-from green_zmq.wire import decode_answer
+from green_zmq.wire import VERSION, decode_answer
 
 LOG = logging.getLogger(__name__)
 
@@ -280,10 +280,15 @@ class Connections:
             self._loop.close(monitor, 0)
 
     def _on_message(self, connection: _Connection, frames: list[bytes]) -> None:
+        node = connection.link.node
         try:
             answer = decode_answer(frames)
+        except WireVersionError as error:
+            self.counts["answers of another wire version"] += 1
+            self._complain(f"version of {node}", "cannot talk to %s: %s, we speak %d", node, error, VERSION)
+            self._sender.gone(node.instance, self._now())
+            return
         except WireError as error:
-            node = connection.link.node
             self.counts["answers that are none of ours"] += 1
             self._complain(f"answers of {node}", "dropped an answer of %s: %s", node, error)
             return

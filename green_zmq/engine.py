@@ -31,12 +31,12 @@ _WITHDRAW: Final = 1.0
 
 
 class Engine:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, model: Model) -> None:
         """Nothing runs yet."""
         self.due = inf
         self.instance = os.urandom(16)
         self._settings = settings
-        self._loop = loop = Loop(executors.load(settings.model))
+        self._loop = loop = Loop(model)
         self._sender = sender = Sender(self.instance, settings.limits, Table())
         self._receiver = Receiver(self.instance)
         now = time.monotonic
@@ -126,6 +126,8 @@ def _after_fork() -> None:
         engine.abandon()
         _inherited.append(engine)
     _engines.clear()
+    for model in executors.loaded.values():
+        model.after_fork()
 
 
 def _at_exit() -> None:

@@ -153,7 +153,6 @@ class Loop:
         if self._poller is not None:
             self._poller.abandon()
             self._poller = None
-            self.model.after_fork()
 
     # For the loop's thread.
 

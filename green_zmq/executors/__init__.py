@@ -18,6 +18,9 @@ __all__ = ["NAMES", "choose", "detect", "load"]
 
 NAMES = ("eventlet", "gevent", "threads")
 
+# The models that this process has loaded, by name.
+loaded: dict[str, Model] = {}
+
 
 def detect() -> str:
     """The model this process was patched for; ``threads`` if for none.
@@ -62,9 +65,10 @@ def load(name: str) -> Model:
     :raises ModelError: its library is not installed.
     """
     try:
-        return cast("Model", importlib.import_module(f"green_zmq.executors.{name}"))
+        model = loaded[name] = cast("Model", importlib.import_module(f"green_zmq.executors.{name}"))
     except ImportError as error:
         raise ModelError(
             f"executor={name} needs a library that this process cannot import ({error}); "
             f"install it with: pip install 'green_zmq[{name}]'"
         ) from error
+    return model

@@ -65,4 +65,4 @@ class Model(Protocol):
         """Let other green threads run."""
 
     def after_fork(self) -> None:
-        """In a forked child whose parent has a loop: make the child's hub its own."""
+        """In a forked child: make the hub its own."""

@@ -8,6 +8,7 @@ loop then uses the socket without ever blocking on it, straight through libzmq.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Collection
@@ -46,7 +47,9 @@ class _Callers:
         os.eventfd_write(self._fd, 1)
 
     def _run(self, fd: int) -> None:
-        os.eventfd_read(fd)
+        # A process that forked after eventlet made its hub shares the epoll descriptor with its child, and sees its events.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
         while self._calls:
             self._calls.popleft()()
 
@@ -141,9 +144,12 @@ class Poller:
         """It goes with the parent's hub, see :func:`after_fork`."""
 
     def _ready(self, fd: int) -> None:
+        socket = self._sockets.get(fd)
+        if socket is None:
+            return  # unregistered by what the hub ran just before
         if not self._fired and self._waiting:
             self._hub.schedule_call_global(0, self._resume)
-        self._fired.add(self._sockets[fd])
+        self._fired.add(socket)
 
     def _resume(self) -> None:
         if self._waiting:
