@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from oslo_config import cfg
@@ -38,7 +37,6 @@ class ZmqDriver(base.BaseDriver):
         self._settings = config.read(conf, url)
         self._model = executors.load(self._settings.model)
         self._engine: Engine | None = None
-        self._starting = threading.Lock()
 
     def send(
         self,
@@ -88,8 +86,7 @@ class ZmqDriver(base.BaseDriver):
 
     def cleanup(self) -> None:
         """Close everything, within ``zmq_linger`` and little more. What uses the transport again begins anew."""
-        with self._starting:
-            engine, self._engine = self._engine, None
+        engine, self._engine = self._engine, None
         if engine is not None and not engine.over:
             engine.close()
 
@@ -100,12 +97,11 @@ class ZmqDriver(base.BaseDriver):
     def _running(self) -> Engine:
         engine = self._engine
         if engine is None or engine.over:
-            with self._starting:
+            with self._model.LOCK:
                 engine = self._engine
                 if engine is None or engine.over:
-                    engine = Engine(self._settings, self._model)
-                    engine.start()
-                    self._engine = engine
+                    engine = self._engine = Engine(self._settings, self._model)
+            engine.start()
         return engine
 
     def _key(self, target: Target, server: str | None) -> Key:

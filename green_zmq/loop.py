@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,45 +48,37 @@ class Timed(Protocol):
     def tick(self, now: float) -> None: ...
 
 
-class Contexts:
+class _Contexts:
     """The ZeroMQ contexts of this process: one for each model, made when first used and ended with the last loop."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pid = 0
         self._open: dict[str, tuple[zmq.Context[Any], int]] = {}
         self._inherited: list[object] = []
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        """A parent's context is of no use in its child, and must not be ended there either."""
+        self._inherited.append(self._open)
+        self._open = {}
 
     def take(self, model: Model) -> zmq.Context[Any]:
-        with self._lock:
-            if self._pid != os.getpid():
-                # A parent's context is of no use in its child, and must not be ended there either.
-                self._inherited.append(self._open)
-                self._open, self._pid = {}, os.getpid()
-            context, users = self._open.get(model.NAME, (None, 0))
-            if context is None:
-                context = model.Context()
-                # 1,023 by default; a process has two for each of its peers. What the descriptors allow is the limit.
-                context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
-            self._open[model.NAME] = (context, users + 1)
-            return context
+        context, users = self._open.get(model.NAME, (None, 0))
+        if context is None:
+            context = model.Context()
+            # 1,023 by default; a process has two for each of its peers. What the descriptors allow is the limit.
+            context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
+        self._open[model.NAME] = (context, users + 1)
+        return context
 
     def give_back(self, model: Model) -> zmq.Context[Any] | None:
         """The context if nobody uses it any more: then the caller must end it, off the hub."""
-        with self._lock:
-            context, users = self._open[model.NAME]
-            if users > 1:
-                self._open[model.NAME] = (context, users - 1)
-                return None
-            del self._open[model.NAME]
+        context, users = self._open.pop(model.NAME)
+        if users == 1:
             return context
+        self._open[model.NAME] = (context, users - 1)
+        return None
 
 
-contexts = Contexts()
+contexts = _Contexts()
 
 
 class Loop:
@@ -114,10 +104,12 @@ class Loop:
     # For all threads.
 
     def start(self) -> None:
-        if not self._started:
+        with self.model.LOCK:
+            if self._started:
+                return
             self._started = True
             self._context = contexts.take(self.model)
-            self.model.spawn(self._run)
+        self.model.spawn(self._run)
 
     def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:
         """Have ``fn(argument)`` called by the loop.
@@ -273,7 +265,8 @@ class Loop:
             fn(argument)
         for socket in list(self._handlers):
             self.close(socket, 0)
-        context = contexts.give_back(self.model)
+        with self.model.LOCK:
+            context = contexts.give_back(self.model)
         poller = self._poller
         if poller is not None:
             if context is not None:

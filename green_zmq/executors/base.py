@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import zmq
@@ -48,6 +49,9 @@ class Model(Protocol):
 
     NAME: str
     Context: type[zmq.Context[Any]]
+    # A native lock for what two native threads of this process must not do at once, and during which nothing may wait.
+    # (The locks of patched modules do not work between native threads.) A forked child has a new one.
+    LOCK: AbstractContextManager[Any]
 
     @property
     def Event(self) -> type[Event]: ...
@@ -65,4 +69,4 @@ class Model(Protocol):
         """Let other green threads run."""
 
     def after_fork(self) -> None:
-        """In a forked child: make the hub its own."""
+        """In a forked child: make the hub and the lock its own."""

@@ -24,6 +24,7 @@ NAME = "eventlet"
 Context = green_zmq.Context
 
 _native = patcher.original("threading")
+LOCK = _native.Lock()
 
 
 class _Callers:
@@ -176,3 +177,5 @@ def pause() -> None:
 def after_fork() -> None:
     # The epoll descriptor is shared with the parent: what the child adds or removes there, the parent's hub sees.
     hubs.use_hub()
+    global LOCK
+    LOCK = _native.Lock()

@@ -24,6 +24,36 @@ NAME = "gevent"
 Context = zmq.green.Context
 
 _start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+_allocate_lock = gevent.monkey.get_original("_thread", "allocate_lock")
+LOCK = _allocate_lock()
+
+
+class _Keeper:
+    """Keeps a hub running while its greenlets wait for what happens in other threads: it would end with LoopExit."""
+
+    def __init__(self, hub: Any) -> None:
+        self._watcher = hub.loop.async_()
+        self._waiting = 0
+
+    @classmethod
+    def of(cls, hub: Any) -> _Keeper:
+        keeper: _Keeper | None = getattr(hub, "green_zmq_keeper", None)
+        if keeper is None:
+            keeper = hub.green_zmq_keeper = cls(hub)
+        return keeper
+
+    def __enter__(self) -> None:
+        self._waiting += 1
+        if self._waiting == 1:
+            self._watcher.start(_nothing)
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self._watcher.stop()
+
+
+def _nothing() -> None: ...
 
 
 class Event:
@@ -48,7 +78,8 @@ class Event:
             return
         self._waiter = gevent.getcurrent()
         try:
-            self._hub.switch()
+            with _Keeper.of(self._hub):
+                self._hub.switch()
         finally:
             # One that is killed here waits for something else when the event happens: it must not be resumed then.
             self._waiter = None
@@ -148,6 +179,8 @@ def pause() -> None:
 
 def after_fork() -> None:
     gevent.reinit()
+    global LOCK
+    LOCK = _allocate_lock()
 
 
 class GreenletExecutor(Executor):

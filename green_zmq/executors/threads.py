@@ -12,6 +12,7 @@ import zmq
 
 NAME = "threads"
 Context = zmq.Context
+LOCK = threading.Lock()
 
 
 class Event:
@@ -81,4 +82,5 @@ def pause() -> None:
 
 
 def after_fork() -> None:
-    """A child has none of its parent's threads."""
+    global LOCK
+    LOCK = threading.Lock()
