@@ -47,9 +47,9 @@ def measure(model: str, options: argparse.Namespace, contenders: dict[str, str])
             for name, results in rounds.items():
                 result[name] = {key: median(each[key] for each in results) for key in results[0]}
             if "bare" in rounds:
-                for name in rounds:
+                for name, results in rounds.items():
                     if name != "bare":
-                        ratios = [a["rate"] / b["rate"] for a, b in zip(rounds[name], rounds["bare"], strict=True)]
+                        ratios = [a["rate"] / b["rate"] for a, b in zip(results, rounds["bare"], strict=True)]
                         result[name] |= {"ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
             yield result
 

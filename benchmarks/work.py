@@ -7,6 +7,7 @@ Arguments and results of the public functions are JSON. Transports are kept by t
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import threading
 import time
@@ -21,6 +22,9 @@ from oslo_messaging.transport import RPCTransport, TransportURL
 
 import green_zmq
 from green_zmq import executors
+from green_zmq.config import read
+from green_zmq.directory import open_directory
+from green_zmq.routing import Node, Topic
 
 LARGE = 64 << 20
 PAYLOAD = {"host": "compute-1", "ids": [1, 2, 3], "text": "a small payload"}
@@ -112,6 +116,10 @@ def calls(url: str, callers: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def load(url: str, callers: int, seconds: float) -> str:
+    return f"{calls(url, callers, seconds)['rate']:.0f} calls/s"
+
+
 def soak(url: str, callers: int, first: int, count: int) -> dict[str, Any]:
     """Calls with the values ``first`` and following; what went wrong with them, and how long they took."""
     client = _client(url)
@@ -169,9 +177,13 @@ def reach(url: str, servers: list[str]) -> None:
 
 
 def usage() -> dict[str, float]:
-    """What this process has used so far: CPU seconds, voluntary context switches."""
+    """What this process has used so far: CPU seconds, voluntary context switches, full garbage collections."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu": used.ru_utime + used.ru_stime, "switches": used.ru_nvcsw}
+    return {
+        "cpu": used.ru_utime + used.ru_stime,
+        "switches": used.ru_nvcsw,
+        "collections": gc.get_stats()[2]["collections"],
+    }
 
 
 def freeze() -> None:
@@ -226,12 +238,6 @@ def idle(seconds: float) -> str:
 
 def announce_dead(url: str, host: str, port: int, server: str) -> None:
     """Register a server in the directory that nobody runs at that address."""
-    from green_zmq.config import read
-    from green_zmq.directory import open_directory
-    from green_zmq.routing import Node, Topic
-
-    import os
-
     directory = open_directory(read(_conf, TransportURL.parse(_conf, url)))
     node = Node(os.urandom(16), host, port, "dead", os.getpid(), executors.detect())
     directory.announce(node, [(Topic("openstack", "benchmark"), server)])
@@ -259,15 +265,15 @@ def make_large() -> None:
     _large.append("x" * LARGE)
 
 
-def send_large(url: str) -> str:
+def send_large(url: str, server: str) -> str:
     start = time.perf_counter()
-    assert _client(url).call({}, "length", value=_large[0]) == LARGE
+    assert _client(url, server).call({}, "length", value=_large[0]) == LARGE
     return f"{time.perf_counter() - start:.2f} s"
 
 
-def receive_large(url: str) -> str:
+def receive_large(url: str, server: str) -> str:
     start = time.perf_counter()
-    assert len(_client(url).call({}, "large")) == LARGE
+    assert len(_client(url, server).call({}, "large")) == LARGE
     return f"{time.perf_counter() - start:.2f} s"
 
 
