@@ -119,7 +119,7 @@ OPTIONS: Final = [
     cfg.FloatOpt("connection_idle_timeout", default=600.0, min=1, help="Seconds after which an unused connection is closed."),
     cfg.FloatOpt(
         "heartbeat_interval",
-        default=5.0,
+        default=10.0,
         min=0.1,
         help="Seconds between two heartbeats on an idle connection; a host that misses them for twice that is taken for lost.",
     ),

@@ -857,7 +857,8 @@ class Receiver:
 
     def _write_ids(self, kind: int, ids: dict[bytes, list[int]]) -> None:
         for route, answered in ids.items():
-            self.writes.append((route, wire.encode_answer(kind, self.instance, answered)))
+            for i in range(0, len(answered), wire.MOST_IDS):
+                self.writes.append((route, wire.encode_answer(kind, self.instance, answered[i : i + wire.MOST_IDS])))
         ids.clear()
 
     def _answer(self, route: bytes, kind: int, id: int) -> None:

@@ -231,16 +231,17 @@ class Loop:
                 for socket in ready:
                     if self.read(socket, _BURST):
                         touched[socket] = None
-            now = time.monotonic()
-            due = inf
-            for timed in self.timed:
-                if timed.due <= now:
-                    timed.tick(now)
             for settle in self.settle:
                 settle()
-            for timed in self.timed:
-                if timed.due < due:
-                    due = timed.due
+            now = time.monotonic()
+            due = min([timed.due for timed in self.timed])
+            if due <= now:
+                for timed in self.timed:
+                    if timed.due <= now:
+                        timed.tick(now)
+                for settle in self.settle:
+                    settle()
+                due = min([timed.due for timed in self.timed])
             for socket in list(touched):  # a send may have taken the edge of something that arrived
                 if not _get(socket, _EVENTS) & _POLLIN:
                     del touched[socket]

@@ -8,6 +8,7 @@ everything else here runs. A send that finds its topic in the table asks nobody:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from _queue import SimpleQueue  # the native one: under a patched name, waiting for it would need a hub
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, Final
 from green_zmq.config import Settings
 from green_zmq.delivery import Sender
 from green_zmq.directory import Directory, open_directory
-from green_zmq.errors import DirectoryError
+from green_zmq.errors import DirectoryError, TransportClosed
 from green_zmq.loop import Loop
 from green_zmq.routing import Entry, Node, Topic
 
@@ -131,7 +132,6 @@ class Resolver:
     def tick(self, now: float) -> None:
         if self._announce_at <= now and self._node is not None:
             self.announce(self._node, self._listeners, lambda _: None)
-            self._do(lambda directory: directory.sweep(), lambda _: None)
         if self._watch_at <= now:
             self._watch_at = inf
             self.watch(now)
@@ -190,18 +190,19 @@ class Resolver:
     def _work(self) -> None:
         """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
         directory = None
-        while (item := self._jobs.get()) is not None:
-            job, then = item
-            try:
-                if directory is None:
-                    directory = open_directory(self._settings)
-                    self._loop.post(self._opened, directory)
-                answer = job(directory)
-            except DirectoryError as error:
-                answer = error
-            except Exception as error:
-                answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
-            self._loop.post(self._answered, (then, answer))
+        with contextlib.suppress(TransportClosed):  # the loop did not wait for the last answers
+            while (item := self._jobs.get()) is not None:
+                job, then = item
+                try:
+                    if directory is None:
+                        directory = open_directory(self._settings)
+                        self._loop.post(self._opened, directory)
+                    answer = job(directory)
+                except DirectoryError as error:
+                    answer = error
+                except Exception as error:
+                    answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
+                self._loop.post(self._answered, (then, answer))
         if directory is not None:
             directory.close()
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from oslo_serialization import jsonutils, msgpackutils
@@ -49,10 +49,14 @@ CODECS: Final = {"json": JSON, "msgpack": MSGPACK}
 
 # magic, version, kind: the same in every version, so that versions can tell each other apart.
 _PREFIX = struct.Struct("!2sBB")
-# prefix; codec; instance asked; instance of the sender; id; lowest id still open; time left (ms); monitor (ms)
-_REQUEST = struct.Struct("!2sBBB16s16sQQQI")
-# prefix; codec; instance of the server
-_ANSWER = struct.Struct("!2sBBB16s")
+# prefix; codec; instance asked; instance of the sender; id; lowest id still open; time left (ms); monitor (ms); length of
+# the address, which follows
+_REQUEST = struct.Struct("!2sBBB16s16sQQQIH")
+# prefix; codec; instance of the server; number of ids, which follow
+_ANSWER = struct.Struct("!2sBBB16sH")
+_ONE_ID = struct.Struct("!Q")
+# The most ids that one answer is for.
+MOST_IDS: Final = 0xFFFF
 
 _FOREVER: Final = (1 << 64) - 1
 
@@ -64,6 +68,8 @@ _PIECE: Final = 1 << 20
 # more than encoding them does; a large string is an argument, or in a short list or dict that is one.
 _LOOK: Final = 100
 _LOOKED_INTO: Final = (str, dict, list, tuple)
+# A document up to this size follows in the header's frame: a frame of its own costs more than copying it.
+_INLINE: Final = 1 << 16
 
 
 class Key(NamedTuple):
@@ -162,8 +168,14 @@ def encode_request(
     :param monitor: seconds between two heartbeats that the sender wants at the most; None: it wants none.
     """
     every = 0 if monitor is None else max(1, min(int(monitor * 1000), 0xFFFFFFFF))
-    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, _milliseconds(left), every)
-    return [header + key, *body]
+    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, _milliseconds(left), every, len(key))
+    return _frames(header + key, body)
+
+
+def _frames(header: bytes, body: Sequence[bytes]) -> list[bytes]:
+    if body and len(body[0]) <= _INLINE:
+        return [header + body[0], *body[1:]]
+    return [header, *body]
 
 
 def _check_prefix(frames: Sequence[bytes], kinds: frozenset[int]) -> int:
@@ -188,8 +200,9 @@ def decode_request(frames: Sequence[bytes]) -> Request:
     header = frames[0]
     if len(header) < _REQUEST.size:
         raise WireError("the header of a request is cut off")
-    _, _, _, codec, to, sender, id, floor, left, every = _REQUEST.unpack_from(header)
-    key = _decode_key(header[_REQUEST.size :])
+    _, _, _, codec, to, sender, id, floor, left, every, size = _REQUEST.unpack_from(header)
+    end = _REQUEST.size + size
+    key = _decode_key(header[_REQUEST.size : end])
     if floor > id:
         raise WireError("a request says that it is closed itself")
     return Request(
@@ -202,7 +215,7 @@ def decode_request(frames: Sequence[bytes]) -> Request:
         None if left == _FOREVER else left / 1000,
         every / 1000 if every else None,
         key,
-        frames[1:],
+        [header[end:], *frames[1:]] if len(header) > end else frames[1:],
     )
 
 
@@ -211,7 +224,9 @@ def encode_answer(kind: int, server: bytes, ids: Sequence[int], *, codec: int = 
 
     :param ids: the requests that are answered; several only where there is no body.
     """
-    return [_ANSWER.pack(_MAGIC, VERSION, kind, codec, server) + struct.pack(f"!{len(ids)}Q", *ids), *body]
+    count = len(ids)
+    packed = _ONE_ID.pack(ids[0]) if count == 1 else struct.pack(f"!{count}Q", *ids)
+    return _frames(_ANSWER.pack(_MAGIC, VERSION, kind, codec, server, count) + packed, body)
 
 
 def decode_answer(frames: Sequence[bytes]) -> Answer:
@@ -221,14 +236,16 @@ def decode_answer(frames: Sequence[bytes]) -> Answer:
     """
     kind = _check_prefix(frames, ANSWERS)
     header = frames[0]
-    count, rest = divmod(len(header) - _ANSWER.size, 8)
-    if count < 0 or rest:
+    if len(header) < _ANSWER.size:
         raise WireError("the header of an answer is cut off")
-    _, _, _, codec, server = _ANSWER.unpack_from(header)
-    ids = struct.unpack_from(f"!{count}Q", header, _ANSWER.size)
+    _, _, _, codec, server, count = _ANSWER.unpack_from(header)
+    end = _ANSWER.size + 8 * count
+    if len(header) < end:
+        raise WireError("the ids of an answer are cut off")
+    ids = _ONE_ID.unpack_from(header, _ANSWER.size) if count == 1 else struct.unpack_from(f"!{count}Q", header, _ANSWER.size)
     if kind in (REPLY, FAILURE) and count != 1:
         raise WireError(f"a {kind_name(kind)} is for {count} requests")
-    return Answer(kind, codec, server, ids, frames[1:])
+    return Answer(kind, codec, server, ids, [header[end:], *frames[1:]] if len(header) > end else frames[1:])
 
 
 # One encoder for all: json.dumps() with any keyword makes a new one at every call.
@@ -256,25 +273,37 @@ def _decode_document(raw: bytes, codec: int) -> Any:
     raise WireError(f"the body of a message is in the unknown codec {codec}")
 
 
+def _holds_large(value: object) -> bool:
+    """Whether there may be a large string in ``value``: most often not, so this must be quick."""
+    todo = [value]
+    for inner in todo:
+        if isinstance(inner, str):
+            if len(inner) > LARGE:
+                return True
+        elif isinstance(inner, dict):
+            todo += islice(inner.values(), _LOOK)
+        elif isinstance(inner, (list, tuple)):
+            todo += inner[:_LOOK]
+        if len(todo) > _LOOK:
+            return True
+    return False
+
+
 def _find_large(value: object) -> list[tuple[str | int, ...]]:
     """The places of the large strings in ``value``."""
     found: list[tuple[str | int, ...]] = []
-    todo: deque[tuple[object, tuple[str | int, ...]]] = deque([(value, ())])
-    left = _LOOK
-    while todo and left:
-        left -= 1
-        inner, path = todo.popleft()
+    todo: list[tuple[object, tuple[str | int, ...]]] = [(value, ())]
+    for inner, path in todo:
         if isinstance(inner, str):
             if len(inner) > LARGE:
                 found.append(path)
         elif isinstance(inner, dict):
-            for k, v in list(inner.items())[:left] if len(inner) > left else inner.items():
-                if type(k) is str and isinstance(v, _LOOKED_INTO):
-                    todo.append((v, (*path, k)))
-        elif isinstance(inner, list | tuple):
-            for i, v in enumerate(inner[:left] if len(inner) > left else inner):
-                if isinstance(v, _LOOKED_INTO):
-                    todo.append((v, (*path, i)))
+            items = islice(inner.items(), _LOOK)
+            todo += [(v, (*path, k)) for k, v in items if type(k) is str and isinstance(v, _LOOKED_INTO)]
+        elif isinstance(inner, (list, tuple)):
+            todo += [(v, (*path, i)) for i, v in enumerate(inner[:_LOOK]) if isinstance(v, _LOOKED_INTO)]
+        if len(todo) > _LOOK:
+            del todo[_LOOK:]
     return found
 
 
@@ -299,6 +328,8 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
     :param pause: called between two pieces, so that a green thread can let others run.
     :raises Unserializable: the value, or something in it, cannot be encoded.
     """
+    if not _holds_large(value):
+        return [_encode_document(value, codec)]
     places: list[list[Any]] = []
     pieces: list[bytes] = []
     for path in _find_large(value):
@@ -326,14 +357,15 @@ def decode_body(frames: Sequence[bytes], codec: int, pause: Callable[[], None]) 
     at = 2
     try:
         for path, count in _decode_document(frames[1], codec):
-            pieces = []
-            for raw in frames[at : at + count]:
-                pause()
-                pieces.append(raw.decode("utf-8", "surrogatepass"))
+            pieces = frames[at : at + count]
             if len(pieces) != count:
                 raise WireError("pieces of a large string are missing")
             at += count
-            text = "".join(pieces)
+            text = ""
+            for raw in pieces:
+                pause()
+                # Not join(): CPython extends a string that nobody else has in place, and no step of it takes long.
+                text += raw.decode("utf-8", "surrogatepass")
             if path:
                 _at(value, path[:-1])[path[-1]] = text
             else:

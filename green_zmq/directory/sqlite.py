@@ -113,6 +113,7 @@ class SqliteDirectory:
         with self._errors("written"):
             self._follow()
         with self._errors("written"), self._transaction() as database:
+            database.execute("delete from nodes where expires <= ? or boot <> ?", (now, self._boot))
             database.execute(
                 "insert into nodes values (?, ?, ?, ?, ?) on conflict do update set expires = excluded.expires",
                 (node.instance, record, self._boot, _process(node.pid), now + self._expire),

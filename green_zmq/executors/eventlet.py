@@ -12,6 +12,8 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Collection
+from math import inf
+from time import monotonic
 from typing import Any
 
 import eventlet
@@ -100,6 +102,8 @@ class Poller:
         self._fired: set[zmq.Socket[bytes]] = set()
         self._woken = False
         self._waiting = False
+        # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
+        self._armed = inf
         self._timer: Any = None
 
     def register(self, socket: Any) -> None:
@@ -115,16 +119,18 @@ class Poller:
         self._fired.discard(socket)
 
     def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
-        if self._woken or self._fired:
-            timeout = 0
         self._waiting = True
-        timer = None if timeout is None else self._hub.schedule_call_global(timeout, self._resume)
         try:
+            if self._woken or self._fired or timeout == 0:
+                self._hub.schedule_call_global(0, self._resume)
+            elif timeout is not None and monotonic() + timeout < self._armed:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._armed = monotonic() + timeout
+                self._timer = self._hub.schedule_call_global(timeout, self._on_time)
             self._hub.switch()
         finally:
             self._waiting = False
-            if timer is not None:
-                timer.cancel()
         self._woken = False
         fired, self._fired = self._fired, set()
         return fired
@@ -139,7 +145,8 @@ class Poller:
                 self._hub.schedule_call_global(0, self._resume)
 
     def close(self) -> None:
-        """Nothing is left: the sockets were unregistered, and the rest belongs to the hub."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def abandon(self) -> None:
         """It goes with the parent's hub, see :func:`after_fork`."""
@@ -151,6 +158,10 @@ class Poller:
         if not self._fired and self._waiting:
             self._hub.schedule_call_global(0, self._resume)
         self._fired.add(socket)
+
+    def _on_time(self) -> None:
+        self._armed, self._timer = inf, None
+        self._resume()
 
     def _resume(self) -> None:
         if self._waiting:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
+from math import inf
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -97,7 +99,10 @@ class Poller:
         self._fired: set[zmq.Socket[bytes]] = set()
         self._woken = False
         self._waiting = False
+        # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
+        self._armed = inf
         self._timer = self._hub.loop.timer(0)
+        self._at_once = self._hub.loop.timer(0)
         self._others = self._hub.loop.async_()
         self._others.start(self._resume)
 
@@ -112,16 +117,13 @@ class Poller:
         self._fired.discard(socket)
 
     def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
-        loop = self._hub.loop
         self._waiting = True
         try:
             if self._woken or self._fired or timeout == 0:
-                loop.run_callback(self._resume)
-            elif timeout is not None:
-                self._timer.stop()
-                # The loop's own idea of now is as old as its last iteration.
-                self._timer = loop.timer(timeout)
-                self._timer.start(self._resume, update=True)
+                # Not a callback: gevent runs up to 50 of those before it looks at timers and descriptors.
+                self._at_once.start(self._resume)
+            elif timeout is not None and monotonic() + timeout < self._armed:
+                self._arm(timeout)
             self._hub.switch()
         finally:
             self._waiting = False
@@ -140,6 +142,7 @@ class Poller:
 
     def close(self) -> None:
         self._timer.close()
+        self._at_once.close()
         self._others.close()
 
     def abandon(self) -> None:
@@ -149,11 +152,22 @@ class Poller:
         self._waiting = False
         self._others.stop()
         self._timer.stop()
+        self._at_once.stop()
 
     def _ready(self, socket: zmq.Socket[bytes]) -> None:
         if not self._fired and self._waiting:
             self._hub.loop.run_callback(self._resume)
         self._fired.add(socket)
+
+    def _arm(self, timeout: float) -> None:
+        self._armed = monotonic() + timeout
+        self._timer.close()
+        self._timer = self._hub.loop.timer(timeout)
+        self._timer.start(self._on_time, update=True)  # the hub's own idea of now is as old as its last iteration
+
+    def _on_time(self) -> None:
+        self._armed = inf
+        self._resume()
 
     def _resume(self) -> None:
         if self._waiting:
@@ -174,7 +188,8 @@ def start_native(fn: Callable[[], None]) -> None:
 
 
 def pause() -> None:
-    gevent.sleep(0)
+    # Not 0: gevent runs up to 50 such callbacks before it looks at timers and descriptors.
+    gevent.sleep(1e-6)
 
 
 def after_fork() -> None:

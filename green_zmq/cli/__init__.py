@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``green-zmq``.
+
+This package imports neither oslo.messaging nor the driver: ``serve --executor eventlet`` must patch the process first, and
+``--help`` should not take a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from green_zmq import __version__
+from green_zmq.cli.common import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, UNDELIVERED, Failure
+
+_MODELS = ("eventlet", "gevent", "threads")
+_MODULES = {"call": "rpc", "cast": "rpc", "fanout": "rpc", "demo-client": "demo_client"}
+
+_ARGUMENTS = """\
+An ARGUMENT is NAME=VALUE, where VALUE is JSON, or else taken as the text it is (a=1 is a number, a=b and a='"1"' are
+texts); or one JSON object with all arguments, such as '{"a": 1}'; or -, which reads that object from stdin.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what eventlet and oslo.messaging deprecate is no news for who runs this
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        try:
+            args = _parse(argv)
+            module = importlib.import_module(f"green_zmq.cli.{_MODULES.get(args.command, args.command)}")
+            code: int = module.run(args)
+            return code
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except Failure as failure:
+        print(f"green-zmq: {failure}", file=sys.stderr)
+        return failure.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:  # of stdout: all others were made failures
+        # Else the interpreter tries, and complains, again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        print(f"green-zmq: The output cannot be written: {error}.", file=sys.stderr)
+        return UNDELIVERED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    # argparse itself refuses arguments of a method that come behind an option.
+    args, more = parser.parse_known_args(argv)
+    if more and (not hasattr(args, "arguments") or any(text.startswith("-") and text != "-" for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.arguments += more
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="green-zmq",
+        description="Try, use and look into oslo.messaging over ZeroMQ, without a broker.",
+        epilog=f"example: green-zmq demo\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"green-zmq {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, example: str, epilog: str = "", hidden: bool = False) -> argparse.ArgumentParser:
+        listed: dict[str, Any] = {} if hidden else {"help": text}
+        command = commands.add_parser(
+            name,
+            **listed,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: {example}\n\n{epilog}{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name != "demo":
+            command.add_argument(
+                "--url",
+                default=os.environ.get("GREEN_ZMQ_URL") or "zmq://",
+                help="the transport URL (default: $GREEN_ZMQ_URL, or else zmq://)",
+            )
+        return command
+
+    demo = add(
+        "demo",
+        "start a server and a client of each concurrency model, and let each client call, cast and fan out to every server",
+        "green-zmq demo",
+    )
+    demo.add_argument("--url", help="the transport URL (default: a directory of its own, so that it disturbs nobody)")
+    _add_calls(demo)
+
+    serve = add(
+        "serve",
+        "serve a topic until interrupted, with methods to try: echo(...), inspect(), sleep(seconds), fail(message), "
+        "count(key, number)",
+        "green-zmq serve compute --server host1 --executor gevent",
+    )
+    serve.add_argument("topic", type=_name, metavar="TOPIC")
+    serve.add_argument("--server", type=_name, help="the name of the server (default: the name of this host)")
+    serve.add_argument("--exchange", type=_name, help="the exchange (default: oslo.messaging's, openstack)")
+    _add_executor(serve)
+    serve.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)  # ends when stdin does
+
+    for name, text, example in (
+        ("call", "call a method and print its result as JSON", "green-zmq call compute echo text=hello n=1 --timeout 5"),
+        ("cast", "have a method run by one server; done when a server has taken it", "green-zmq cast compute echo n=1"),
+        ("fanout", "have a method run by all servers of a topic; done when all have taken it", "green-zmq fanout compute echo"),
+    ):
+        _add_rpc(add(name, text, example, f"{_ARGUMENTS}\n"))
+
+    ls = add("ls", "list who serves what", "green-zmq ls --json")
+    ls.add_argument("topic", type=_name, metavar="TOPIC", nargs="?", help="only this topic")
+    ls.add_argument("--json", action="store_true", help="as a JSON array, with everything that is known")
+
+    client = add("demo-client", "a client of the demo", "green-zmq demo", hidden=True)
+    client.add_argument("topic", type=_name)
+    client.add_argument("servers", type=_name, nargs="+")
+    _add_executor(client)
+    _add_calls(client)
+    return parser
+
+
+def _add_rpc(command: argparse.ArgumentParser) -> None:
+    name = command.prog.split()[-1]
+    command.add_argument("topic", type=_name, metavar="TOPIC")
+    command.add_argument("method", type=_name, metavar="METHOD")
+    command.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="NAME=VALUE, '{JSON object}' or -; see below")
+    if name == "fanout":
+        command.set_defaults(server=None)
+    else:
+        command.add_argument("--server", type=_name, help="only this server (default: any of the topic)")
+    command.add_argument("--exchange", type=_name, help="the exchange (default: oslo.messaging's, openstack)")
+    command.add_argument("--namespace", help="the namespace of the method (default: none)")
+    command.add_argument("--rpc-version", type=_version, metavar="X.Y", help="the version of the method (default: none)")
+    command.add_argument("--context", default="{}", metavar="JSON", help="the request context (default: {})")
+    retries = (
+        "give up after N + 1 seconds (of cast_grace) in which no server took it (default: when the time is up)"
+        if name == "call"
+        else "go on for N + 1 seconds (of cast_grace) if no server takes it (default: 0)"
+    )
+    command.add_argument("--retry", type=_count, metavar="N", help=retries)
+    if name == "cast":
+        command.set_defaults(timeout=None)
+    else:
+        seconds, what = (10.0, "the reply") if name == "call" else (5.0, "all servers to take it")
+        command.add_argument(
+            "--timeout", type=_seconds, default=seconds, metavar="S", help=f"seconds to wait for {what} (default: {seconds:g})"
+        )
+    command.add_argument("--at-least-once", action="store_true", help="fail at once if no server is registered")
+    if name == "call":
+        command.add_argument("--traceback", action="store_true", help="print the remote traceback on stderr too")
+    else:
+        command.set_defaults(traceback=False)
+
+
+def _add_executor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--executor", choices=_MODELS, default="threads", help="the concurrency model (default: threads)")
+
+
+def _add_calls(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--calls", type=_count, default=300, metavar="N", help="calls of each client to each server (default: 300)"
+    )
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it must not be empty")
+    return text
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no version such as 1.0")
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 999999")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds, above 0 and at most a million")
+    return seconds

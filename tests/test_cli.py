@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``green-zmq``, as a shell runs it: real processes over a directory of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+MODELS = ("eventlet", "gevent", "threads")
+COMMAND = [sys.executable, "-m", "green_zmq.cli"]
+NAME = "a host@back/end:1 ü\n[bold]"
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    url = f"zmq://?directory_path={quote(str(tmp_path))}/directory.sqlite"
+    return os.environ | {"GREEN_ZMQ_URL": url, "PYTHONIOENCODING": "utf-8", "TMPDIR": str(tmp_path)}
+
+
+def run(env: Mapping[str, str], *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *args], check=False, env=env, capture_output=True, encoding="utf-8", timeout=45, **kwargs)
+
+
+def result(env: Mapping[str, str], *args: str, **kwargs: Any) -> Any:
+    done = run(env, *args, **kwargs)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+    return value
+
+
+@contextlib.contextmanager
+def process(env: Mapping[str, str], *args: str) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(
+        [*COMMAND, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, encoding="utf-8"
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate(timeout=20)
+
+
+@contextlib.contextmanager
+def serving(env: Mapping[str, str], *args: str) -> Iterator[subprocess.Popen[str]]:
+    with process(env, "serve", *args) as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        assert line.startswith("listening on "), line + child.communicate()[1]
+        yield child
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve(env: dict[str, str], model: str, number: int) -> None:
+    with serving(env, "topic", "--server", "s", "--executor", model) as server:
+        seen = result(env, "call", "topic", "inspect")
+        assert (seen["pid"], seen["model"], seen["server"]) == (server.pid, model, "s")
+        assert seen["counts"] == {"inspect": 1}
+        # A method that runs when the server is stopped does not hold it up, and its caller gets an answer.
+        with process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "70") as sleeper:
+            wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep"))
+            begin = time.monotonic()
+            server.send_signal(number)
+            out, err = server.communicate(timeout=20)
+            assert (server.returncode, out, err) == (0, "", "")
+            assert time.monotonic() - begin < 8
+            out, err = sleeper.communicate(timeout=20)
+            assert (sleeper.returncode, err) == (0, "")
+            assert 0 <= json.loads(out) < 50
+    assert listed(env) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_serve_runs_methods_at_the_same_time(env: dict[str, str], model: str) -> None:
+    with serving(env, "topic", "--executor", model), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(process(env, "call", "topic", "sleep", "seconds=30", "--timeout", "60"))
+        wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep") == 3)
+
+
+def test_arguments(env: dict[str, str]) -> None:
+    with serving(env, "topic"):
+
+        def echo(*args: str, **kwargs: Any) -> Any:
+            return result(env, "call", "topic", "echo", *args, **kwargs)
+
+        assert echo() == {}
+        assert echo("n=1", "f=-1.5", "t=true", 'l=[1, "x"]', "o={}", "z=null") == {
+            "n": 1,
+            "f": -1.5,
+            "t": True,
+            "l": [1, "x"],
+            "o": {},
+            "z": None,
+        }
+        assert echo("word=hello world", "empty=", "eq=a=b", 'quoted="1"', "nan=NaN", "bad={") == {
+            "word": "hello world",
+            "empty": "",
+            "eq": "a=b",
+            "quoted": "1",
+            "nan": "NaN",
+            "bad": "{",
+        }
+        assert echo("a=1", "--timeout", "5", '{"b": "x=y"}', "--retry", "1", "c=2") == {"a": 1, "b": "x=y", "c": 2}
+        assert echo("ключ=😀€", "-", input='{"ß": "\\u0000\\n"}') == {"ключ": "😀€", "ß": "\0\n"}
+        big = "x" * 3_000_000
+        assert echo("-", input=json.dumps({"big": big})) == {"big": big}
+        # JSON stays JSON where the output's encoding has not the letters, or they are none.
+        ascii_only = env | {"PYTHONIOENCODING": "ascii"}
+        assert result(ascii_only, "call", "topic", "echo", "a=😀") == {"a": "😀"}
+        assert echo(os.fsdecode(b"a=\xff")) == {"a": "\udcff"}
+
+
+def test_targets(env: dict[str, str]) -> None:
+    with serving(env, "topic", "--server", NAME), serving(env, "topic", "--server", "two"):
+        with serving(env, "topic", "--server", "two", "--exchange", "other") as other:
+            for name in (NAME, "two"):
+                assert result(env, "call", "topic", "inspect", "--server", name)["server"] == name
+            seen = result(env, "call", "topic", "inspect", "--exchange", "other", "--context", '{"user": "me"}')
+            assert seen["pid"] == other.pid
+            for args in (("--namespace", "nope"), ("--rpc-version", "7.0")):
+                done = run(env, "call", "topic", "inspect", *args)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert "UnsupportedVersion" in done.stderr
+        for command in ("cast", "fanout"):
+            done = run(env, command, "topic", "count", f"key={command}", "number=7")
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+        def counted(key: str) -> list[Any]:
+            servers = [result(env, "call", "topic", "inspect", "--server", name) for name in (NAME, "two")]
+            return [server["counted"][key] for server in servers if key in server["counted"]]
+
+        assert wait_for(lambda: counted("cast")) == [[1, 7]]
+        assert wait_for(lambda: len(counted("fanout")) == 2)
+        assert counted("fanout") == [[1, 7], [1, 7]]
+
+
+def test_remote_exceptions(env: dict[str, str]) -> None:
+    with serving(env, "topic") as server:
+        done = run(env, "call", "topic", "fail", "message=süß: 1")
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "green-zmq: ValueError: süß: 1\n")
+        done = run(env, "call", "topic", "fail", "--traceback")
+        assert done.returncode == 1
+        assert done.stderr.startswith("Traceback (most recent call last):\n  File ")
+        assert done.stderr.endswith("raise ValueError(message)\nValueError: as asked\ngreen-zmq: ValueError: as asked\n")
+        done = run(env, "call", "topic", "nope")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("green-zmq: NoSuchMethod: ")
+        done = run(env, "call", "topic", "sleep")
+        assert done.returncode == 1
+        assert done.stderr.startswith("green-zmq: TypeError: ")
+        server.terminate()
+        # What is expected is not logged, and what is logged has no traceback.
+        logged = server.communicate(timeout=20)[1].splitlines()
+        assert [line.split(": ")[2] for line in logged] == ["NoSuchMethod", "TypeError"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["nope"],
+        ["call"],
+        ["call", "topic"],
+        ["call", "", "method"],
+        ["call", "topic", "method", "word"],
+        ["call", "topic", "method", "=1"],
+        ["call", "topic", "method", "a=1", "a=2"],
+        ["call", "topic", "method", "a=1", '{"a": 2}'],
+        ["call", "topic", "method", "ctxt=1"],
+        ["call", "topic", "method", "{"],
+        ["call", "topic", "method", "{" * 100_000],
+        ["call", "topic", "method", "--nope", "a=1"],
+        ["call", "topic", "method", "--timeout", "0"],
+        ["call", "topic", "method", "--timeout", "nan"],
+        ["call", "topic", "method", "--timeout", "1e300"],
+        ["call", "topic", "method", "--retry", "-1"],
+        ["call", "topic", "method", "--context", "[]"],
+        ["call", "topic", "method", "--rpc-version", "one"],
+        ["call", "topic", "method", "--url", ""],
+        ["call", "topic", "method", "--url", "zmq"],
+        ["call", "topic", "method", "--url", "nope://"],
+        ["call", "topic", "method", "--url", "zmq://host:1"],
+        ["call", "topic", "method", "--url", "zmq://[::1"],
+        ["call", "topic", "method", "--url", "zmq://a:b:c"],
+        ["call", "topic", "method", "--url", "zmq://?nope=1"],
+        ["call", "topic", "method", "--url", "zmq://?cast_grace=soon"],
+        ["call", os.fsdecode(b"\xff"), "method"],
+        ["cast", "topic", "method", "--timeout", "1"],
+        ["fanout", "topic", "method", "--server", "s"],
+        ["serve", "topic", "--executor", "nope"],
+        ["serve", "topic", "--executor", "gevent", "--url", "zmq://?executor=threads"],
+        ["serve", "topic", "more"],
+        ["ls", "--url", "nope://"],
+        ["demo", "--url", ""],
+    ],
+)
+def test_usage(env: dict[str, str], args: list[str]) -> None:
+    done = run(env, *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "green-zmq" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_timeouts(env: dict[str, str]) -> None:
+    done = run(env, "call", "topic", "echo", "--timeout", "0.3")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no server is registered" in done.stderr
+    with serving(env, "topic") as server:
+        done = run(env, "call", "topic", "sleep", "seconds=60", "--timeout", "0.5")
+        assert (done.returncode, done.stdout) == (3, "")
+        with process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "60") as call:
+            wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep") == 2)
+            server.kill()
+            out, err = call.communicate(timeout=20)
+            assert (call.returncode, out) == (3, "")
+            assert f"pid {server.pid}" in err
+
+
+def test_nobody_takes_it(env: dict[str, str], tmp_path: Path) -> None:
+    for args in (
+        ("call", "topic", "echo", "--at-least-once"),
+        ("call", "topic", "echo", "--retry", "0"),
+        ("cast", "topic", "echo"),
+        ("cast", "topic", "echo", "--at-least-once"),
+        ("fanout", "topic", "echo", "--at-least-once"),
+    ):
+        done = run(env, *args)
+        assert (done.returncode, done.stdout) == (4, ""), done.stderr
+        assert "no server is registered" in done.stderr.lower()
+    assert run(env, "fanout", "topic", "echo").returncode == 0
+    with serving(env, "topic") as server:
+        server.send_signal(signal.SIGSTOP)
+        done = run(env, "fanout", "topic", "echo", "--timeout", "0.5")
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "1 of the servers did not take the fanout" in done.stderr
+    (tmp_path / "bad").write_text("no database" * 1000)
+    bad = f"zmq://?directory_path={quote(str(tmp_path))}/bad"
+    for args in (("call", "topic", "echo"), ("cast", "topic", "echo"), ("fanout", "topic", "echo"), ("serve", "t"), ("ls",)):
+        done = run(env, *args, "--url", bad)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "damaged" in done.stderr
+
+
+def test_ls(env: dict[str, str]) -> None:
+    done = run(env, "ls")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "green-zmq: Nothing is registered.\n")
+    done = run(env, "ls", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    with serving(env, "topic", "--server", NAME) as one, serving(env, "b", "--server", "s", "--executor", "gevent") as two:
+        done = run(env, "ls")
+        assert (done.returncode, done.stderr) == (0, "")
+        heading, *rows = done.stdout.splitlines()
+        assert heading.split() == ["EXCHANGE", "TOPIC", "SERVER", "ADDRESS", "HOST", "MODEL", "PID", "AGE"]
+        assert len(rows) == 2
+        assert rows[1].startswith(f"openstack  topic  {NAME.replace(chr(10), chr(92) + 'n')}  tcp://127.0.0.1:")
+        assert rows[1].split()[-3:-1] == ["threads", str(one.pid)]
+        found = result(env, "ls", "--json")
+        assert [(li["topic"], li["server"], li["pid"], li["model"]) for li in found] == [
+            ("b", "s", two.pid, "gevent"),
+            ("topic", NAME, one.pid, "threads"),
+        ]
+        assert all(li["address"] == f"tcp://{li['host']}:{li['port']}" and 0 <= li["age"] < 60 for li in found)
+        assert [li["topic"] for li in result(env, "ls", "b", "--json")] == ["b"]
+        one.kill()
+        wait_for(lambda: [li["pid"] for li in result(env, "ls", "--json")] == [two.pid])
+
+
+def test_ls_on_a_terminal(env: dict[str, str]) -> None:
+    with serving(env, "topic", "--server", NAME):
+        code, text = on_terminal(env, "ls")
+        assert code == 0
+        assert "[bold]" in text  # a name is no markup
+        assert "│" in text
+
+
+def test_whoever_reads_the_output_has_gone(env: dict[str, str]) -> None:
+    with serving(env, "topic"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        for args in (["ls"], ["call", "topic", "echo"], ["demo"], ["--help"]):
+            done = subprocess.run([*COMMAND, *args], check=False, env=env, stdout=writer, stderr=subprocess.PIPE, timeout=45)
+            # What argparse writes without a buffer ($PYTHONUNBUFFERED) fails unnoticed.
+            assert (args, done.returncode, done.stderr) in ((args, 141, b""), (["--help"], 0, b""))
+        os.close(writer)
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([*COMMAND, "ls"], check=False, env=env, stdout=full, stderr=subprocess.PIPE, timeout=45)
+        assert done.returncode == 4
+        assert done.stderr.startswith(b"green-zmq: The output cannot be written")
+    assert left_behind(env) == []
+
+
+def test_interrupted_call(env: dict[str, str]) -> None:
+    with serving(env, "topic"), process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "60") as call:
+        wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep"))
+        call.send_signal(signal.SIGINT)
+        out, err = call.communicate(timeout=20)
+        assert (call.returncode, out, err) == (130, "", "")
+
+
+def test_version_and_help(env: dict[str, str]) -> None:
+    assert run(env, "--version").stdout.startswith("green-zmq ")
+    for command in ([], ["demo"], ["serve"], ["call"], ["cast"], ["fanout"], ["ls"]):
+        done = run(env, *command, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "example: green-zmq " in done.stdout
+        assert "exit codes:" in done.stdout
+
+
+def test_nothing_is_imported_before_the_process_is_patched(env: dict[str, str]) -> None:
+    code = """if True:
+        import sys
+        import green_zmq.cli, green_zmq.cli.serve, green_zmq.cli.demo_client
+        print([name for name in ("oslo_messaging", "green_zmq.driver", "zmq", "eventlet", "gevent") if name in sys.modules])
+    """
+    assert subprocess.check_output([sys.executable, "-c", code], env=env, encoding="utf-8") == "[]\n"
+
+
+def test_demo(env: dict[str, str]) -> None:
+    begin = time.monotonic()
+    done = run(env, "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begin < 30
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("everything answered")
+    rows = [line.split() for line in lines[-10:-1]]
+    assert [row[:2] for row in rows] == [[client, server] for client in MODELS for server in MODELS]
+    for row in rows:
+        assert (row[2], row[6:]) == ("300", ["100/100", "20/20"])
+        assert all(float(number) > 0 for number in row[3:6])
+    # It has a directory of its own, and leaves nothing behind.
+    assert listed(env) == []
+    assert left_behind(env) == []
+
+
+def test_demo_on_a_terminal(env: dict[str, str]) -> None:
+    code, text = on_terminal(env, "demo", "--calls", "50")
+    assert code == 0, text
+    assert "everything answered" in text
+    assert "│" in text
+
+
+def test_demo_with_a_server_that_dies(env: dict[str, str]) -> None:
+    begin = time.monotonic()
+    with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "1000") as demo:
+        found = wait_for(lambda: len(servers := listed(env)) == 3 and servers)
+        pid = next(server["pid"] for server in found if server["model"] == "gevent")
+        os.kill(pid, signal.SIGKILL)
+        out, err = demo.communicate(timeout=40)
+    assert (demo.returncode, err) == (1, "")
+    assert time.monotonic() - begin < 30
+    assert "server gevent ended early (exit code -9)" in out
+    assert "calls of client eventlet were answered" in out
+    assert listed(env) == []
+
+
+def test_demo_interrupted(env: dict[str, str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "20000") as demo:
+            wait_for(lambda: len(listed(env)) == 3)
+            demo.send_signal(number)
+            _, err = demo.communicate(timeout=20)
+            assert (demo.returncode, err) == (-9 if number == signal.SIGKILL else 130, "")
+        # Even if it was killed, its processes end.
+        wait_for(lambda: not listed(env))
+
+
+def listed(env: Mapping[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run(env, "ls", "--json").stdout)
+    return found
+
+
+def left_behind(env: Mapping[str, str]) -> list[Path]:
+    return [path for path in Path(env["TMPDIR"]).iterdir() if path.name.startswith("green-zmq-demo")]
+
+
+def on_terminal(env: Mapping[str, str], *args: str) -> tuple[int, str]:
+    """Run it on a terminal of its own; its exit code and what it wrote there."""
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [*COMMAND, *args], env=dict(env) | {"TERM": "xterm", "COLUMNS": "150"}, stdout=slave, stderr=slave, stdin=slave
+    )
+    os.close(slave)
+    written = b""
+    until = time.monotonic() + 45
+    while time.monotonic() < until:
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                written += os.read(master, 65536)
+            except OSError:  # the other end is closed
+                break
+        elif child.poll() is not None:
+            break
+    code = child.wait(timeout=10)
+    os.close(master)
+    return code, written.decode(errors="replace")
