@@ -15,8 +15,9 @@ import errno
 import itertools
 import logging
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -150,8 +151,7 @@ class Connections:
         self._sender = sender
         self._settings = settings
         self._now = now
-        # Least recently used first.
-        self._connections: OrderedDict[Link, _Connection] = OrderedDict()
+        self._connections: dict[Link, _Connection] = {}
         self._complained: Counter[str] = Counter()
 
     @property
@@ -172,7 +172,6 @@ class Connections:
         if connection is None or connection.dealer is None:
             return  # lost in this very round: what is open is written again over the next one
         connection.used = self._now()
-        self._connections.move_to_end(link)
         self._loop.send(connection.dealer, frames)
 
     def drop(self, link: Link) -> None:
@@ -209,11 +208,10 @@ class Connections:
         """Above the limit the least recently used connection that nothing needs is closed; if all are needed, none."""
         if len(self._connections) <= self._settings.max_connections:
             return
-        for link, connection in self._connections.items():
-            if link.idle and connection.dealer is not None:
-                self.counts["connections closed: over the limit"] += 1
-                self._retire(connection)
-                return
+        unneeded = [c for c in self._connections.values() if c.link.idle and c.dealer is not None]
+        if unneeded:
+            self.counts["connections closed: over the limit"] += 1
+            self._retire(min(unneeded, key=lambda connection: connection.used))
 
     def _retire(self, connection: _Connection) -> None:
         del self._connections[connection.link]
@@ -243,7 +241,7 @@ class Connections:
 
     def _open(self, connection: _Connection, node: Node) -> None:
         settings = self._settings
-        dealer = self._loop.open(zmq.DEALER, lambda frames: self._on_message(connection, frames))
+        dealer = self._loop.open(zmq.DEALER, partial(self._on_message, connection))
         connection.dealer = dealer
         milliseconds = int(settings.heartbeat * 1000)
         for option, value in (

@@ -48,6 +48,10 @@ _HELD = 0.05
 _SWEEP = 5.0
 
 
+def _size(frames: Sequence[bytes]) -> int:
+    return len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
+
+
 @dataclass(frozen=True)
 class Limits:
     """The options that delivery depends on; seconds, messages and bytes."""
@@ -116,7 +120,7 @@ class Outgoing:
         self.retry = None if retry is None or retry < 0 else retry
         self.required = required
         self.waiter = waiter
-        self.size = sum(map(len, body))
+        self.size = _size(body)
         self.outcome: Answer | None = None
         self.error: Exception | None = None
         self.grace_until = inf
@@ -458,10 +462,10 @@ class Sender:
             self._busy.discard(link)
 
     def _assign(self, request: Outgoing, link: Link, now: float) -> None:
-        request.link = link
-        if link.up and not (link.queue or link.busy_until > now):
+        if link.up and not link.queue and link.busy_until <= now:
             self._write_first(request, link, now)
         else:
+            request.link = link
             link.queue.append(request)
             if not link.up:
                 self.wanted.add(link)
@@ -471,6 +475,7 @@ class Sender:
             self._write_first(link.queue.popleft(), link, now)
 
     def _write_first(self, request: Outgoing, link: Link, now: float) -> None:
+        request.link = link
         request.id = next(self._ids)
         request.writes = 0
         link.open[request.id] = request
@@ -739,6 +744,7 @@ class Receiver:
     """The receiving side of one process, towards every sender.
 
     :ivar writes: (route, frames) to be written, to be taken by the owner after :meth:`flush`.
+    :ivar acks: requests to be acknowledged by :meth:`flush`, by route.
     """
 
     def __init__(self, instance: bytes) -> None:
@@ -747,7 +753,7 @@ class Receiver:
         self.due = inf
         self.writes: list[tuple[bytes, list[bytes]]] = []
         self._peers: dict[bytes, _Peer] = {}
-        self._acks: defaultdict[bytes, list[int]] = defaultdict(list)
+        self.acks: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done_at = inf
         self._unanswered: OrderedDict[Record, float] = OrderedDict()
@@ -795,7 +801,7 @@ class Receiver:
             self._unanswered[record] = now + ACK_DELAY
             self.due = min(self.due, now + ACK_DELAY)
         else:
-            self._acks[record.route].append(record.id)
+            self.acks[record.route].append(record.id)
 
     def refuse(self, record: Record, kind: int) -> None:
         """The request is not and will not be run here: busy, not here, or given back."""
@@ -824,7 +830,7 @@ class Receiver:
             return
         record.frames = wire.encode_answer(kind, self.instance, (record.id,), codec=codec, body=body)
         self.writes.append((record.route, record.frames))
-        size = self._replies[record] = sum(map(len, record.frames))
+        size = self._replies[record] = _size(record.frames)
         self._reply_bytes += size
         while self._reply_bytes > REPLY_CACHE and len(self._replies) > 1:
             self._drop_reply(next(iter(self._replies)))
@@ -842,7 +848,7 @@ class Receiver:
             if due > now:
                 break
             del self._unanswered[record]
-            self._acks[record.route].append(record.id)
+            self.acks[record.route].append(record.id)
         if self._done_at <= now:
             self._done_at = inf
             self._write_ids(wire.DONE, self._done)
@@ -852,8 +858,8 @@ class Receiver:
 
     def flush(self) -> None:
         """Turn the acknowledgements collected since into messages: one to each connection."""
-        if self._acks:
-            self._write_ids(wire.ACCEPTED, self._acks)
+        if self.acks:
+            self._write_ids(wire.ACCEPTED, self.acks)
 
     def _write_ids(self, kind: int, ids: dict[bytes, list[int]]) -> None:
         for route, answered in ids.items():

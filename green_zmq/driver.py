@@ -66,7 +66,7 @@ class ZmqDriver(base.BaseDriver):
             raise
         if answer is None:
             return None
-        value = wire.decode_body(answer.body, answer.codec, engine.model.pause)
+        value = wire.decode_body(answer.body, answer.codec, self._model.pause)
         if answer.kind == wire.FAILURE:
             raise deserialize_remote_exception(value, self._allowed_remote_exmods)
         return value

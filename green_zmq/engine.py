@@ -48,13 +48,9 @@ class Engine:
         self._withdrawing = False
         self.over = False
         loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self]
-        loop.settle += [self.client.settle, self.server.settle]
+        loop.settle = self._settle
         loop.on_crash = self._crashed
         _engines.add(self)
-
-    @property
-    def model(self) -> Model:
-        return self._loop.model
 
     def start(self) -> None:
         self._loop.start()
@@ -88,6 +84,22 @@ class Engine:
         elif late and self._close_by + _WITHDRAW <= now:
             self._finish(None)
         self.due = inf if self.over else now + _LOOK
+
+    def _settle(self) -> None:
+        """At the end of each round of the loop: most often one side has something to do, or neither."""
+        sender, receiver = self._sender, self._receiver
+        if (
+            sender.writes
+            or sender.finished
+            or sender.waiting
+            or sender.wanted
+            or sender.lookups
+            or sender.doubtful
+            or sender.lost
+        ):
+            self.client.settle()
+        if receiver.writes or receiver.acks:
+            self.server.settle()
 
     def _begin_close(self, _: None) -> None:
         if self._close_by == inf:

@@ -86,7 +86,7 @@ class Loop:
         self.model = model
         self.timed: list[Timed] = []
         # Called after each round, to write what it decided.
-        self.settle: list[Callable[[], None]] = []
+        self.settle: Callable[[], None] = lambda: None
         # Called when the loop must end because of a defect.
         self.on_crash: Callable[[], None] | None = None
         self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
@@ -231,17 +231,15 @@ class Loop:
                 for socket in ready:
                     if self.read(socket, _BURST):
                         touched[socket] = None
-            for settle in self.settle:
-                settle()
+            self.settle()
             now = time.monotonic()
-            due = min([timed.due for timed in self.timed])
+            due = inf
+            for timed in self.timed:
+                if timed.due < due:
+                    due = timed.due
             if due <= now:
-                for timed in self.timed:
-                    if timed.due <= now:
-                        timed.tick(now)
-                for settle in self.settle:
-                    settle()
-                due = min([timed.due for timed in self.timed])
+                self._tick(now)
+                continue
             for socket in list(touched):  # a send may have taken the edge of something that arrived
                 if not _get(socket, _EVENTS) & _POLLIN:
                     del touched[socket]
@@ -256,6 +254,15 @@ class Loop:
             self._sleeping = False
             for socket in fired:
                 touched[socket] = None
+
+    def _tick(self, now: float) -> None:
+        for timed in self.timed:
+            if timed.due <= now:
+                timed.tick(now)
+        self.settle()
+        if self._poller is not None and not self._stopping:
+            # Something may be due again at once for as long as it likes; others are to have their turn.
+            self._touched.update(dict.fromkeys(self._poller.wait(0)))
 
     def _end(self) -> None:
         if self._over:

@@ -111,9 +111,11 @@ def choose(servers: Sequence[_L], turn: int, now: float) -> tuple[int, _L] | Non
 
     Equal idle servers so get strict round robin. Returns the turn for the next choice with it; None: none is usable.
     """
+    count = len(servers)
+    if count == 1:
+        return (0, servers[0]) if servers[0].usable(now) else None
     best = None
     least = -1
-    count = len(servers)
     for i in range(turn, turn + count):
         server = servers[i % count]
         load = server.load

@@ -7,10 +7,9 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -61,28 +60,22 @@ class Incoming(base.RpcIncomingMessage):
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         if self.record.kind != wire.CALL:
             return
-        if failure is None:
-            try:
-                self._send(wire.REPLY, reply)
-                return
-            except (Unserializable, MessageTooLarge) as error:
-                LOG.error("the result of request %s cannot be sent: %s", self.msg_id, error)
-                failure = sys.exc_info()
-                del error
+        server, codec = self._listener.server, self._codec
         try:
-            self._send(wire.FAILURE, serialize_remote_exception(failure))
+            if failure is None:
+                server.reply(self.record, wire.REPLY, codec, reply)
+            else:
+                server.reply(self.record, wire.FAILURE, codec, serialize_remote_exception(failure))
+        except TransportClosed:
+            LOG.error("the reply to request %s cannot be sent: the transport was closed", self.msg_id)
         except Exception as error:
-            LOG.error("the failure of request %s cannot be sent: %s", self.msg_id, error)
-            self._send(wire.FAILURE, serialize_remote_exception((Unserializable, Unserializable(str(error)), None)))
+            # The caller is not left waiting: it gets the reason instead of the reply.
+            LOG.error("the reply to request %s cannot be sent: %s", self.msg_id, error)
+            reason = Unserializable(str(error)) if not isinstance(error, MessageTooLarge) else error
+            server.reply(self.record, wire.FAILURE, codec, serialize_remote_exception((type(reason), reason, None)))
 
     def heartbeat(self) -> None:
         self._listener.server.heartbeat(self.record)
-
-    def _send(self, kind: int, value: object) -> None:
-        try:
-            self._listener.server.reply(self.record, kind, self._codec, value)
-        except TransportClosed:
-            LOG.error("the reply to request %s cannot be sent: the transport was closed", self.msg_id)
 
 
 class Listener(base.Listener):
@@ -122,6 +115,10 @@ class Listener(base.Listener):
         return len(self.waiting) + len(self.unbegun) < window
 
     def take(self, incoming: Incoming, now: float) -> None:
+        if self.batch_size == 1 and not self.waiting and len(self.unbegun) < _HANDED and self.on_incoming_callback is not None:
+            self.unbegun[incoming] = True
+            self.on_incoming_callback([incoming])
+            return
         self.waiting.append(incoming)
         if self.batch_size > 1 and self.batch_timeout is not None and self.due == inf:
             self.due = now + self.batch_timeout
@@ -184,9 +181,9 @@ class Server:
 
     def reply(self, record: Record, kind: int, codec: int, value: object) -> None:
         body = wire.encode_body(value, codec, self._loop.model.pause)
-        size = sum(map(len, body))
-        if size > self._settings.max_message_bytes:
-            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {self._settings.max_message_bytes}.")
+        size, most = sum(map(len, body)), self._settings.max_message_bytes
+        if size > most:
+            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {most}.")
         self._loop.post(self._reply, (record, kind, codec, body))
 
     def heartbeat(self, record: Record) -> None:
@@ -211,12 +208,12 @@ class Server:
     # For the loop's thread.
 
     def settle(self) -> None:
+        """Write what was decided."""
         receiver = self._receiver
         receiver.flush()
-        if receiver.writes:
-            writes, receiver.writes = receiver.writes, []
-            for route, frames in writes:
-                self._router.write(route, frames)
+        writes, receiver.writes = receiver.writes, []
+        for route, frames in writes:
+            self._router.write(route, frames)
 
     def tick(self, now: float) -> None:
         """Batches whose time has run out."""
@@ -323,11 +320,7 @@ class Server:
         if not listeners:
             self._receiver.refuse(record, wire.NOT_HERE)
             return
-        window = self._settings.listener_window
-        if record.kind == wire.FANOUT:
-            chosen = list(listeners) if all(listener.room(window) for listener in listeners) else []
-        else:
-            chosen = [listener for listener in listeners if listener.room(window)][:1]
+        chosen = self._choose(listeners, record.kind)
         if not chosen:
             self._receiver.refuse(record, wire.BUSY)
             return
@@ -336,18 +329,32 @@ class Server:
             try:
                 ctxt, message = wire.decode_body(request.body, request.codec, self._loop.model.pause)
                 if not isinstance(message, dict):
-                    raise WireError("a request has a body that is no message")
+                    raise WireError("the body of a request is no message")
             except (WireError, TypeError, ValueError) as error:
-                self._refuse_frames("requests with a bad body", error)
-                if record.kind == wire.CALL:
-                    text = serialize_remote_exception((WireError, WireError(str(error)), None))
-                    body = wire.encode_body(text, wire.JSON, self._loop.model.pause)
-                    self._receiver.reply(record, wire.FAILURE, wire.JSON, body)
+                self._bad_body(record, error)
                 return
             listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
             self.due = min(self.due, listener.due)
-        if record.kind != wire.FANOUT and len(listeners) > 1:
-            listeners.rotate(-1 - listeners.index(chosen[0]))
+
+    def _choose(self, listeners: deque[Listener], kind: int) -> Sequence[Listener]:
+        """The listeners that are to take a message: for a fanout all or none, else one that has room, in turn."""
+        window = self._settings.listener_window
+        if len(listeners) == 1 or kind == wire.FANOUT:
+            return listeners if all(listener.room(window) for listener in listeners) else ()
+        for _ in listeners:
+            listeners.rotate(-1)
+            if listeners[-1].room(window):
+                return (listeners[-1],)
+        return ()
+
+    def _bad_body(self, record: Record, error: Exception) -> None:
+        self._refuse_frames("requests with a bad body", error)
+        if record.kind == wire.CALL:
+            text = serialize_remote_exception((WireError, WireError(str(error)), None))
+            body = wire.encode_body(text, wire.JSON, self._loop.model.pause)
+            self._receiver.reply(record, wire.FAILURE, wire.JSON, body)
+        else:
+            self._receiver.started(record, self._now())
 
     def _begun(self, record: Record) -> None:
         if record.answer == wire.ACCEPTED:

@@ -59,6 +59,7 @@ _ONE_ID = struct.Struct("!Q")
 MOST_IDS: Final = 0xFFFF
 
 _FOREVER: Final = (1 << 64) - 1
+_LONGEST: Final = 1e9  # seconds
 
 # A string longer than this travels beside the document, in frames of its own, neither escaped nor scanned: encoding
 # 64 MiB as JSON takes half a second in which no other green thread runs; as frames, the longest step is a few ms.
@@ -145,10 +146,6 @@ def _decode_key(raw: bytes) -> Key:
     return Key(*parts)
 
 
-def _milliseconds(seconds: float | None) -> int:
-    return _FOREVER if seconds is None else max(0, min(int(seconds * 1000), _FOREVER - 1))
-
-
 def encode_request(
     kind: int,
     to: bytes,
@@ -167,28 +164,32 @@ def encode_request(
     :param left: seconds after which the sender has given up; None: never.
     :param monitor: seconds between two heartbeats that the sender wants at the most; None: it wants none.
     """
-    every = 0 if monitor is None else max(1, min(int(monitor * 1000), 0xFFFFFFFF))
-    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, _milliseconds(left), every, len(key))
+    every = 0 if monitor is None else max(1, int(min(monitor, 4e6) * 1000))
+    milliseconds = _FOREVER if left is None else int(min(max(left, 0.0), _LONGEST) * 1000)
+    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, milliseconds, every, len(key))
     return _frames(header + key, body)
 
 
 def _frames(header: bytes, body: Sequence[bytes]) -> list[bytes]:
-    if body and len(body[0]) <= _INLINE:
+    if not body:
+        return [header]
+    if len(body[0]) <= _INLINE:
         return [header + body[0], *body[1:]]
     return [header, *body]
 
 
-def _check_prefix(frames: Sequence[bytes], kinds: frozenset[int]) -> int:
+def _explain(frames: Sequence[bytes]) -> WireError:
+    """What is wrong with frames whose header cannot be unpacked, or is not what it must be."""
     if not frames or len(frames[0]) < _PREFIX.size:
-        raise WireError("a message is shorter than any of ours")
+        return WireError("a message is shorter than any of ours")
     magic, version, kind = _PREFIX.unpack_from(frames[0])
     if magic != _MAGIC:
-        raise WireError("a message does not begin as ours do")
+        return WireError("a message does not begin as ours do")
     if version != VERSION:
-        raise WireVersionError(version)
-    if kind not in kinds:
-        raise WireError(f"a message is of the unknown or misplaced {kind_name(kind)}")
-    return int(kind)
+        return WireVersionError(version)
+    if kind not in REQUESTS and kind not in ANSWERS:
+        return WireError(f"a message is of the unknown kind {kind}")
+    return WireError(f"a {kind_name(kind)} is cut off, or has come the wrong way")
 
 
 def decode_request(frames: Sequence[bytes]) -> Request:
@@ -196,11 +197,13 @@ def decode_request(frames: Sequence[bytes]) -> Request:
     :raises WireVersionError: it is of another version.
     :raises WireError: it is no request of ours.
     """
-    kind = _check_prefix(frames, REQUESTS)
-    header = frames[0]
-    if len(header) < _REQUEST.size:
-        raise WireError("the header of a request is cut off")
-    _, _, _, codec, to, sender, id, floor, left, every, size = _REQUEST.unpack_from(header)
+    try:
+        header = frames[0]
+        magic, version, kind, codec, to, sender, id, floor, left, every, size = _REQUEST.unpack_from(header)
+    except (IndexError, struct.error):
+        raise _explain(frames) from None
+    if magic != _MAGIC or version != VERSION or kind not in REQUESTS:
+        raise _explain(frames)
     end = _REQUEST.size + size
     key = _decode_key(header[_REQUEST.size : end])
     if floor > id:
@@ -234,17 +237,19 @@ def decode_answer(frames: Sequence[bytes]) -> Answer:
     :raises WireVersionError: it is of another version.
     :raises WireError: it is no answer of ours.
     """
-    kind = _check_prefix(frames, ANSWERS)
-    header = frames[0]
-    if len(header) < _ANSWER.size:
-        raise WireError("the header of an answer is cut off")
-    _, _, _, codec, server, count = _ANSWER.unpack_from(header)
-    end = _ANSWER.size + 8 * count
-    if len(header) < end:
-        raise WireError("the ids of an answer are cut off")
-    ids = _ONE_ID.unpack_from(header, _ANSWER.size) if count == 1 else struct.unpack_from(f"!{count}Q", header, _ANSWER.size)
-    if kind in (REPLY, FAILURE) and count != 1:
+    try:
+        header = frames[0]
+        magic, version, kind, codec, server, count = _ANSWER.unpack_from(header)
+        if magic != _MAGIC or version != VERSION or kind not in ANSWERS:
+            raise _explain(frames)
+        ids = (
+            struct.unpack_from(f"!{count}Q", header, _ANSWER.size) if count != 1 else _ONE_ID.unpack_from(header, _ANSWER.size)
+        )
+    except (IndexError, struct.error):
+        raise _explain(frames) from None
+    if (kind in (REPLY, FAILURE)) and count != 1:
         raise WireError(f"a {kind_name(kind)} is for {count} requests")
+    end = _ANSWER.size + 8 * count
     return Answer(kind, codec, server, ids, [header[end:], *frames[1:]] if len(header) > end else frames[1:])
 
 
@@ -277,13 +282,16 @@ def _holds_large(value: object) -> bool:
     """Whether there may be a large string in ``value``: most often not, so this must be quick."""
     todo = [value]
     for inner in todo:
-        if isinstance(inner, str):
-            if len(inner) > LARGE:
+        kind = type(inner)
+        if kind is str:
+            if len(inner) > LARGE:  # type: ignore[arg-type]
                 return True
-        elif isinstance(inner, dict):
-            todo += islice(inner.values(), _LOOK)
-        elif isinstance(inner, (list, tuple)):
-            todo += inner[:_LOOK]
+        elif kind is dict:
+            todo += islice(inner.values(), _LOOK)  # type: ignore[attr-defined]
+        elif kind is list or kind is tuple:
+            todo += inner[:_LOOK]  # type: ignore[index]
+        else:
+            continue
         if len(todo) > _LOOK:
             return True
     return False
