@@ -79,6 +79,7 @@ class Outgoing:
         "kind",
         "link",
         "monitor",
+        "order",
         "outcome",
         "over",
         "pinned",
@@ -125,6 +126,7 @@ class Outgoing:
         self.error: Exception | None = None
         self.grace_until = inf
         self.heard = 0.0
+        self.order = 0
         self.id = 0
         self.writes = 0
         self.link: Link | None = None
@@ -216,6 +218,7 @@ class Sender:
         self.lost: list[tuple[Outgoing, str]] = []
         self._limits = limits
         self._ids = itertools.count(1)
+        self._orders = itertools.count()
         self._links: dict[bytes, Link] = {}
         self._routes: dict[Key, _Route] = {}
         self._requests: dict[Outgoing, None] = {}
@@ -239,6 +242,7 @@ class Sender:
             request.deadline = now + limits.time_to_live
             request.grace_until = now + limits.grace * ((request.retry or 0) + 1)
         request.heard = now
+        request.order = next(self._orders)
         self._requests[request] = None
         self.due = min(self.due, request.due())
         if request.kind == CAST and (request.key in self.waiting or request.key in self._draining):
@@ -560,7 +564,7 @@ class Sender:
         self._again(request, now)
 
     def _again(self, request: Outgoing, now: float) -> None:
-        """Give a request that was not run to a server, ahead of those to its address that came after it."""
+        """Give a request that was not run to a server."""
         request.id = 0
         request.link = None
         if request.pinned is not None:
@@ -568,17 +572,18 @@ class Sender:
         elif request.kind == CAST:
             if self._draining.get(request.key) is request:
                 del self._draining[request.key]
-            self._wait(request, first=True)
+            self._wait(request)
             self._pump(request.key, now)
         else:
             self._route(request, now)
 
-    def _wait(self, request: Outgoing, first: bool = False) -> None:
+    def _wait(self, request: Outgoing) -> None:
+        """Let it wait for a server, behind those to its address that came before it."""
         queue = self.waiting.setdefault(request.key, deque())
-        if first:
-            queue.appendleft(request)
-        else:
-            queue.append(request)
+        place = len(queue)
+        while place and queue[place - 1].order > request.order:
+            place -= 1
+        queue.insert(place, request)
 
     def _pump_all(self, now: float) -> None:
         for key in list(self.waiting):

@@ -105,7 +105,8 @@ class Listener(base.Listener):
 
     def stop(self) -> None:
         """Be found by nobody any more, and give back what was not begun."""
-        self.server.stop(self)
+        with contextlib.suppress(TransportClosed):  # then it was stopped with everything else
+            self.server.stop(self)
         super().stop()
 
     def cleanup(self) -> None:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In a worker: what scenarios need of the concurrency model, patched or not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+name = "threads"
+sleep: Callable[[float], None] = time.sleep
+
+
+def load(model: str) -> None:
+    global name, sleep
+    name = model
+    if model == "eventlet":
+        import eventlet
+
+        sleep = eventlet.sleep
+    elif model == "gevent":
+        import gevent
+
+        sleep = gevent.sleep
+
+
+def spawn(fn: Callable[..., Any], *args: Any) -> Any:
+    """Run in a thread of the model; its own thread object, which green models can kill."""
+    if name == "eventlet":
+        import eventlet
+
+        return eventlet.spawn(fn, *args)
+    if name == "gevent":
+        import gevent
+
+        return gevent.spawn(fn, *args)
+    thread = threading.Thread(target=fn, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def spawn_native(fn: Callable[[], Any]) -> None:
+    """Run in an operating system thread, whatever is patched."""
+    if name == "eventlet":
+        from eventlet import patcher
+
+        patcher.original("threading").Thread(target=fn, daemon=True).start()
+    elif name == "gevent":
+        import gevent.monkey
+
+        gevent.monkey.get_original("_thread", "start_new_thread")(fn, ())
+    else:
+        threading.Thread(target=fn, daemon=True).start()
+
+
+def wait_until(condition: Callable[[], Any], limit: float = 20, what: str = "") -> Any:
+    """The condition's value, once it is true."""
+    end = time.monotonic() + limit
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {limit} s in vain {what}")
+        sleep(0.005)
+    return value
+
+
+class Outcome:
+    """What has become of a function that was run elsewhere."""
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        self._fn = fn
+        self.over = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.value = self._fn()
+        except BaseException as error:
+            self.error = error
+        self.over = True
+
+    def result(self, limit: float = 60) -> Any:
+        wait_until(lambda: self.over, limit)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def parallel(functions: Iterable[Callable[[], Any]], *, native: bool = False) -> list[Outcome]:
+    """Run each in a thread of its own."""
+    outcomes = [Outcome(fn) for fn in functions]
+    for outcome in outcomes:
+        if native:
+            spawn_native(outcome.run)
+        else:
+            spawn(outcome.run)
+    return outcomes

@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests have a worker do. Every public function is one scenario; arguments and values are JSON."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import oslo_messaging
+from futurist._thread import ThreadWorker
+from oslo_config import cfg
+from oslo_messaging import rpc
+from oslo_messaging.rpc.dispatcher import _dispatcher_opts
+
+import green_zmq
+from tests.contract import models
+from tests.contract.endpoints import ContextObject, Endpoint, Versioned, Wrapping
+from tests.contract.models import parallel, spawn, wait_until
+
+EXECUTORS = {"threads": "threading", "eventlet": "eventlet", "gevent": "gevent"}
+POLICIES = {
+    "legacy": rpc.LegacyRPCAccessPolicy,
+    "default": rpc.DefaultRPCAccessPolicy,
+    "explicit": rpc.ExplicitRPCAccessPolicy,
+}
+
+cfg.CONF([], project="contract")
+# Transports are kept over the tests, as services keep them; tags tell those apart that have the same URL.
+_transports: dict[tuple[str, str], Any] = {}
+_servers: dict[str, tuple[Any, Endpoint]] = {}
+_batches: dict[str, tuple[Any, list[list[Any]], list[Any]]] = {}
+
+
+class _Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+_log = _Log()
+logging.getLogger("green_zmq").addHandler(_log)
+logging.basicConfig(level=logging.WARNING)
+# An idle thread of this pool looks every second whether it is to end, and every test ends one.
+ThreadWorker.MAX_IDLE_FOR = 0.05  # type: ignore[assignment]
+
+
+# Transports.
+
+
+def transport(url: str, tag: str = "", exmods: list[str] | None = None) -> Any:
+    key = (url, tag)
+    if key not in _transports:
+        _transports[key] = oslo_messaging.get_rpc_transport(cfg.CONF, url, allowed_remote_exmods=exmods)
+    return _transports[key]
+
+
+def open_transport(url: str, tag: str = "") -> None:
+    transport(url, tag)
+
+
+def cleanup(url: str, tag: str = "") -> float:
+    """Clean it up, and keep it; the seconds that took."""
+    began = time.monotonic()
+    transport(url, tag).cleanup()
+    return time.monotonic() - began
+
+
+def reset() -> None:
+    """After a test: stop what it left running. The plain transports stay, as they would in a service."""
+    for _, endpoint in _servers.values():
+        endpoint.released = True
+    for outcome in parallel([functools.partial(end, label) for label in _servers]):
+        outcome.result()
+    for listener, _, _ in _batches.values():
+        listener.stop()
+    _batches.clear()
+    for key in [key for key in _transports if key[1] or "&" in key[0]]:
+        _transports.pop(key).cleanup()
+    _log.lines.clear()
+
+
+def configure(group: str, **options: Any) -> None:
+    for name, value in options.items():
+        cfg.CONF.set_override(name, value, group=group)
+
+
+def logged() -> list[str]:
+    return list(_log.lines)
+
+
+def counts(url: str, tag: str = "") -> dict[str, int]:
+    return dict(transport(url, tag)._driver.counts())
+
+
+def address(url: str, tag: str = "") -> list[Any]:
+    """Where this process listens: host, port and instance."""
+    node = transport(url, tag)._driver._engine.server.node
+    return [node.host, node.port, node.instance.hex()]
+
+
+def leftovers(url: str, tag: str = "") -> dict[str, int]:
+    """What a transport still holds; all of it must go when nothing is under way."""
+    engine = transport(url, tag)._driver._engine
+    sender = engine._sender
+    links = list(sender._links.values())
+    return {
+        "requests": len(sender._requests),
+        "waiting": len(sender.waiting),
+        "draining": len(sender._draining),
+        "outbox": sender.pending,
+        "open": sum(len(link.open) for link in links),
+        "queued": sum(len(link.queue) for link in links),
+        "taken": sum(len(link.taken) for link in links),
+        "held": len(engine.client._held),
+        "mailbox": len(engine._loop._mailbox),
+        "reply bytes": engine._receiver._reply_bytes,
+        "unanswered": len(engine._receiver._unanswered),
+    }
+
+
+# Servers.
+
+
+def serve(
+    url: str,
+    topic: str,
+    server: str = "server",
+    label: str = "",
+    tag: str = "",
+    exchange: str | None = None,
+    executor: str = "",
+    pool: int | None = None,
+    policy: str = "default",
+    serializer: bool = False,
+    versions: list[list[Any]] | None = None,
+    ping: bool = False,
+) -> None:
+    """Start an RPC server, known by its label (by default its name)."""
+    cfg.CONF.register_opts(_dispatcher_opts)
+    cfg.CONF.set_override("rpc_ping_enabled", ping)
+    label = label or server
+    endpoint = Endpoint(label, call)
+    name = executor or EXECUTORS[models.name]
+    created = green_zmq.get_rpc_server(
+        transport(url, tag),
+        oslo_messaging.Target(topic=topic, server=server, exchange=exchange),
+        [endpoint, *(Versioned(*each) for each in versions or [])],
+        executor=None if name == "default" else name,
+        serializer=Wrapping() if serializer else None,
+        access_policy=POLICIES[policy],
+    )
+    assert label not in _servers
+    created.start(override_pool_size=pool)
+    _servers[label] = (created, endpoint)
+
+
+def start_again(label: str) -> None:
+    _servers[label][0].start()
+
+
+def stop(label: str) -> None:
+    _servers[label][0].stop()
+
+
+def wait(label: str) -> None:
+    _servers[label][0].wait()
+
+
+def end(label: str) -> None:
+    """Stop it and forget it; what it has seen."""
+    stop(label)
+    wait(label)
+    del _servers[label]
+
+
+def seen(label: str) -> list[Any]:
+    return list(_servers[label][1].seen)
+
+
+def began(label: str) -> list[Any]:
+    return list(_servers[label][1].began)
+
+
+def release(label: str) -> None:
+    _servers[label][1].released = True
+
+
+def listen_in_batches(url: str, topic: str, label: str, size: int, timeout: float | None) -> None:
+    """A listener of the driver itself, as no RPC server takes batches."""
+    batches: list[list[Any]] = []
+    errors: list[Any] = []
+
+    def on_incoming(batch: list[Any]) -> None:
+        batches.append([message.message["args"]["value"] for message in batch])
+        for message in batch:
+            message.acknowledge()
+            message.reply(message.message["args"]["value"])
+
+    listener = transport(url)._driver.listen(oslo_messaging.Target(topic=topic, server=label), size, timeout)
+    listener.start(on_incoming)
+    _batches[label] = (listener, batches, errors)
+
+
+def batches(label: str) -> list[list[Any]]:
+    return [list(batch) for batch in _batches[label][1]]
+
+
+# Clients.
+
+
+def _prepared(
+    url: str,
+    topic: str,
+    *,
+    tag: str = "",
+    exmods: list[str] | None = None,
+    server: str | None = None,
+    exchange: str | None = None,
+    fanout: bool | None = None,
+    namespace: str | None = None,
+    version: str | None = None,
+    serializer: bool = False,
+    timeout: float | None = 10,
+    monitor: int | None = None,
+    retry: int | None = None,
+    at_least_once: bool | None = None,
+) -> Any:
+    target = oslo_messaging.Target(
+        topic=topic, server=server, exchange=exchange, fanout=fanout, namespace=namespace, version=version
+    )
+    options = None if at_least_once is None else oslo_messaging.TransportOptions(at_least_once=at_least_once)
+    return oslo_messaging.get_rpc_client(
+        transport(url, tag or ",".join(exmods or []), exmods),
+        target,
+        timeout=timeout,
+        retry=retry,
+        call_monitor_timeout=monitor,
+        serializer=Wrapping() if serializer else None,
+        transport_options=options,
+    )
+
+
+def call(
+    url: str,
+    topic: str,
+    method: str,
+    args: dict[str, Any] | None = None,
+    ctxt: dict[str, Any] | None = None,
+    context_object: bool = False,
+    **how: Any,
+) -> Any:
+    context = ContextObject(ctxt or {}) if context_object else ctxt or {}
+    return _prepared(url, topic, **how).call(context, method, **(args or {}))
+
+
+def cast(url: str, topic: str, method: str, args: dict[str, Any] | None = None, **how: Any) -> None:
+    _prepared(url, topic, **how).cast({}, method, **(args or {}))
+
+
+def fanout(url: str, topic: str, method: str, args: dict[str, Any] | None = None, **how: Any) -> None:
+    cast(url, topic, method, args, fanout=True, **how)
+
+
+def call_fill(url: str, topic: str, method: str, size: int, **how: Any) -> Any:
+    """A call with a string of that many characters; what it returned."""
+    return call(url, topic, method, {"value": "ä" + "x" * (size - 1)}, **how)
+
+
+def call_for_length(url: str, topic: str, size: int, **how: Any) -> int:
+    """Have so many characters returned; how many came."""
+    return len(call(url, topic, "fill", {"size": size}, **how))
+
+
+def tick_while_echoing(url: str, topic: str, size: int, **how: Any) -> list[Any]:
+    """How late the worst tick was while so many characters went there and back; and how many came back."""
+    value = "x" * size
+    client = _prepared(url, topic, **how)
+    kept: list[str] = []  # giving so much memory back takes a while, and is none of the driver's
+    worst, _ = _latest(lambda: kept.append(client.call({}, "echo", value=value)))
+    return [worst, len(kept[0])]
+
+
+def call_in_vain(url: str, topic: str, method: str, **how: Any) -> str:
+    """The error."""
+    try:
+        call(url, topic, method, **how)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("it was answered")
+
+
+def call_unserialisable(url: str, topic: str, **how: Any) -> Any:
+    return call(url, topic, "echo", {"value": threading.Lock()}, **how)
+
+
+def calls(url: str, topic: str, method: str, count: int, args: dict[str, Any] | None = None, **how: Any) -> list[Any]:
+    """One after the other."""
+    client = _prepared(url, topic, **how)
+    return [client.call({}, method, **(args or {})) for _ in range(count)]
+
+
+def casts(url: str, topic: str, method: str, values: list[Any], **how: Any) -> None:
+    """One after the other."""
+    client = _prepared(url, topic, **how)
+    for value in values:
+        client.cast({}, method, value=value)
+
+
+def casts_together(url: str, topic: str, method: str, values: list[Any], **how: Any) -> None:
+    client = _prepared(url, topic, **how)
+    for outcome in parallel([functools.partial(client.cast, {}, method, value=value) for value in values]):
+        outcome.result()
+
+
+def calls_together(
+    url: str, topic: str, method: str, values: list[Any], args: dict[str, Any] | None = None, **how: Any
+) -> list[Any]:
+    """All at the same time; what each returned."""
+    client = _prepared(url, topic, **how)
+    outcomes = parallel(functools.partial(client.call, {}, method, value=value, **(args or {})) for value in values)
+    return [outcome.result() for outcome in outcomes]
+
+
+def call_until(url: str, topic: str, method: str, label: str, **how: Any) -> dict[str, Any]:
+    """Call over and over until :func:`release` of that label, which some server here bears; how it went."""
+    client = _prepared(url, topic, **how)
+    endpoint = _servers[label][1]
+    done, slowest, errors = 0, 0.0, []
+    while not endpoint.released:
+        began = time.monotonic()
+        try:
+            client.call({}, method)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        slowest = max(slowest, time.monotonic() - began)
+        done += 1
+    return {"done": done, "slowest": slowest, "errors": errors}
+
+
+# Forks.
+
+
+def _child(fn: Callable[[], None]) -> int:
+    """Fork, and run it in the child; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        fn()
+        status = 0
+    except BaseException:
+        logging.exception("in a forked child")
+    finally:
+        os._exit(status)
+
+
+def _wait_for(pids: list[int], limit: float = 30) -> list[int]:
+    """The exit codes."""
+    codes: dict[int, int] = {}
+    end = time.monotonic() + limit
+    while len(codes) < len(pids) and time.monotonic() < end:
+        for pid in set(pids) - set(codes):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        models.sleep(0.01)
+    for pid in set(pids) - set(codes):
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        codes[pid] = -9
+    return list(codes.values())
+
+
+def _send_some(url: str, topic: str, name: str) -> list[str]:
+    """Calls and casts, each with a value of its own; the values."""
+    client = _prepared(url, topic, tag="forked")
+    values = [f"{name} {i}" for i in range(20)]
+    for i, value in enumerate(values):
+        if i % 2:
+            client.cast({}, "note", value=value)
+        else:
+            assert client.call({}, "note", value=value) == value
+    return values
+
+
+def fork_before_use(url: str, topic: str, children: int) -> dict[str, Any]:
+    """A master makes the transport, its children and itself use it."""
+    transport(url, "forked")
+    pids = [_child(functools.partial(_send_some, url, topic, f"child {i}")) for i in range(children)]
+    sent = _send_some(url, topic, "parent")
+    return {"codes": _wait_for(pids), "sent": [*sent, *(f"child {i} {j}" for i in range(children) for j in range(20))]}
+
+
+def fork_after_use(url: str, topic: str, children: int) -> dict[str, Any]:
+    """The same, but the transport is in use in the parent, before, while and after it forks."""
+    parent = os.getpid()
+    sent: list[str] = []
+    state = {"stop": False}
+
+    def keep_calling(name: str) -> int:
+        client = _prepared(url, topic, tag="forked")
+        for i in itertools.count():
+            # Where green threads survive in a child, those of the parent are not to go on there.
+            if state["stop"] or os.getpid() != parent:
+                return i
+            value = f"{name} {i}"
+            assert client.call({}, "note", value=value) == value
+            sent.append(value)
+        raise AssertionError("unreachable")
+
+    sent += _send_some(url, topic, "parent first")
+    outcomes = parallel([functools.partial(keep_calling, f"parent {i}") for i in range(4)])
+    before = len(sent)
+    wait_until(lambda: len(sent) > before + 20)
+    pids = [_child(functools.partial(_send_some, url, topic, f"child {i}")) for i in range(children)]
+    codes = _wait_for(pids)
+    before = len(sent)
+    wait_until(lambda: len(sent) > before + 20)
+    state["stop"] = True
+    for outcome in outcomes:
+        outcome.result()
+    return {"codes": codes, "sent": [*sent, *(f"child {i} {j}" for i in range(children) for j in range(20))]}
+
+
+def serve_in_child(url: str, topic: str, client_calls: int) -> dict[str, Any]:
+    """A master that has used its transport forks a worker that listens; the master then calls it."""
+    tag = "forked"
+    transport(url, tag)
+    serve(url, f"{topic}-warm", "warm", tag=tag)
+    assert call(url, f"{topic}-warm", "echo", {"value": 1}, tag=tag) == 1
+    end("warm")
+    read, write = os.pipe()
+
+    def work() -> None:
+        serve(url, topic, "child", tag=tag)
+        wait_until(lambda: _servers["child"][1].released or len(seen("child")) >= client_calls, 20)
+        end("child")
+
+    pid = _child(work)
+    os.close(read)
+    os.close(write)
+    values = [call(url, topic, "note", {"value": i}, tag=tag, timeout=15) for i in range(client_calls)]
+    return {"codes": _wait_for([pid]), "values": values}
+
+
+# Native threads.
+
+
+def native_threads(url: str, topic: str, first: str) -> list[Any]:
+    """Use one transport from the main thread, and from native ones; ``first`` uses it first."""
+    tag = f"native {first}"
+    client = _prepared(url, topic, tag=tag)
+
+    def use(name: str) -> list[Any]:
+        values = [f"{name} {i}" for i in range(20)]
+        for i, value in enumerate(values):
+            if i % 4 == 3:
+                client.cast({}, "note", value=value)
+            else:
+                assert client.call({}, "note", value=value) == value
+        return values
+
+    sent = []
+    if first == "main":
+        sent += use("first")
+    else:
+        sent += parallel([functools.partial(use, "first")], native=True)[0].result()
+    outcomes = [
+        *parallel([functools.partial(use, f"native {i}") for i in range(2)], native=True),
+        *parallel([functools.partial(use, f"own {i}") for i in range(2)]),
+    ]
+    for outcome in outcomes:
+        sent += outcome.result()
+    return sent
+
+
+# Killed green threads.
+
+
+def kill_callers(url: str, topic: str, silent: str, count: int) -> dict[str, Any]:
+    """Kill green threads wherever they are in a call: to a server that answers, and to a topic that nobody serves."""
+    tag = "killed"
+    answered = _prepared(url, topic, tag=tag)
+    unanswered = _prepared(url, silent, tag=tag, timeout=60)
+    assert answered.call({}, "echo", value=0) == 0
+    ended = []
+
+    def run(client: Any, i: int) -> None:
+        try:
+            client.call({}, "echo", value=i)
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            return
+        ended.append("answered")
+
+    def run_limited(client: Any, i: int) -> None:
+        try:
+            with _green_timeout(0.001 * (i % 7)):
+                client.call({}, "echo", value=i)
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            return
+        ended.append("answered")
+
+    for i in range(count):
+        client = (answered, unanswered)[i % 2]
+        if i % 4 < 2:
+            thread = spawn(run, client, i)
+            for _ in range(i % 5):
+                models.sleep(0)
+            _kill(thread)
+        else:
+            spawn(run_limited, client, i)
+        if i % 50 == 0:
+            models.sleep(0.01)
+    # One that is killed before it ran at all tells nothing.
+    transport_counts = transport(url, tag)._driver.counts
+    idle = {"reply bytes": 0}
+    wait_until(lambda: not any({**leftovers(url, tag), **idle}.values()), what=f"{leftovers(url, tag)}")
+    values = [answered.call({}, "echo", value=i) for i in range(20)]
+    wait_until(lambda: not any({**leftovers(url, tag), **idle}.values()), what=f"{leftovers(url, tag)}")
+    return {"ended": len(ended), "kinds": sorted(set(ended)), "values": values, "counts": transport_counts()}
+
+
+def _kill(thread: Any) -> None:
+    if models.name == "gevent":
+        thread.kill(block=False)
+    else:
+        thread.kill()
+
+
+def _green_timeout(seconds: float) -> Any:
+    if models.name == "gevent":
+        import gevent
+
+        return gevent.Timeout(seconds)
+    import eventlet
+
+    return eventlet.Timeout(seconds)
+
+
+# A ticker.
+
+
+def _latest(while_running: Callable[[], Any]) -> tuple[float, Any]:
+    """How late the worst tick of a 10 ms ticker was, in seconds, while that ran; and its value."""
+    state = {"stop": False, "worst": 0.0}
+
+    def tick() -> None:
+        expected = time.monotonic() + 0.01
+        while not state["stop"]:
+            models.sleep(0.01)
+            now = time.monotonic()
+            state["worst"] = max(state["worst"], now - expected)
+            expected = now + 0.01
+
+    # The collector is the application's: its stops are none of the driver's.
+    gc.collect()
+    gc.freeze()
+    ticker = parallel([tick])[0]
+    models.sleep(0.02)
+    value = while_running()
+    models.sleep(0.02)
+    state["stop"] = True
+    ticker.result()
+    return state["worst"], value
+
+
+def tick_while(doing: str, **args: Any) -> list[Any]:
+    """How late the worst tick was while that scenario ran; and its value."""
+    return list(_latest(functools.partial(globals()[doing], **args)))
+
+
+def tick_until_released(label: str) -> float:
+    return _latest(lambda: wait_until(lambda: _servers[label][1].released, 60))[0]

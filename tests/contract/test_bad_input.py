@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong is an error where it is wrong, with a text that says so, and disturbs nobody else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from green_zmq import wire
+from tests.contract.harness import Directory, Raised, Worker, wait_until
+
+Start = Callable[[str], Worker]
+
+
+def _raised(worker: Worker, scenario: str, **args: Any) -> Raised:
+    with pytest.raises(Raised) as caught:
+        worker.run(scenario, limit=20, **args)
+    return caught.value
+
+
+# Where a server listens.
+
+
+@contextmanager
+def _taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_a_port_in_use_is_named(server: Worker, directory: Directory, topic: str) -> None:
+    with _taken_port() as port:
+        url = directory.url(rpc_zmq_min_port=port, rpc_zmq_max_port=port + 1)
+        error = _raised(server, "serve", url=url, topic=topic)
+    assert error.name == "AddressError"
+    assert f"port {port} is in use" in error.text
+    assert "rpc_zmq_min_port" in error.text
+
+
+def test_a_port_range_that_is_used_up_is_named(server: Worker, directory: Directory, topic: str) -> None:
+    # As many transports as there are ports, and one more; somebody else may have some of them.
+    first = 41000 + os.getpid() % 1000 * 4
+    url = directory.url(rpc_zmq_min_port=first, rpc_zmq_max_port=first + 3)
+    starts = [server.begin("serve", url=url, topic=topic, server=f"s{i}", tag=f"t{i}") for i in range(4)]
+    errors = [error for start in starts if isinstance(error := start.exception(20), Raised)]
+    assert errors
+    assert all(error.name == "AddressError" for error in errors)
+    assert f"all 3 ports from {first} on are in use" in errors[-1].text
+    assert "rpc_zmq_max_port" in errors[-1].text
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "no-such-host.invalid", "no-such-interface0"])
+def test_an_address_that_is_not_here_is_named(server: Worker, directory: Directory, topic: str, address: str) -> None:
+    error = _raised(server, "serve", url=directory.url(rpc_zmq_bind_address=address), topic=topic)
+    assert error.name == "AddressError"
+    assert address in error.text
+    assert "rpc_zmq_bind_address" in error.text
+
+
+def test_after_a_failed_start_the_transport_still_works(
+    client: Worker, server: Worker, directory: Directory, topic: str
+) -> None:
+    server.run("serve", url=directory.url(), topic=topic)
+    with _taken_port() as port:
+        url = directory.url(rpc_zmq_min_port=port, rpc_zmq_max_port=port + 1)
+        assert _raised(client, "serve", url=url, topic=topic, server="other").name == "AddressError"
+        assert client.run("call", url=url, topic=topic, method="who") == "server"
+
+
+@pytest.mark.rotated
+def test_a_host_that_does_not_resolve_is_no_delay_for_others(
+    client: Worker, server: Worker, directory: Directory, topic: str
+) -> None:
+    lost = directory.url(rpc_zmq_host="no-such-host.invalid", rpc_zmq_bind_address="127.0.0.1")
+    server.run("serve", url=lost, topic=topic, server="lost")
+    server.run("serve", url=directory.url(), topic=topic, server="found")
+    error = _raised(client, "call", url=directory.url(), topic=topic, server="lost", method="who", timeout=1)
+    assert error.name == "MessagingTimeout"
+    assert "no-such-host.invalid" in error.text
+    assert client.run("calls", url=directory.url(), topic=topic, method="who", count=4) == ["found"] * 4
+
+
+def test_a_directory_that_cannot_be_written_is_named(client: Worker, topic: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "directory.sqlite", tmp_path):
+        url = f"zmq://?directory_path={path}&cast_grace=0.1"
+        for scenario, how in (("serve", {}), ("call", {"method": "who", "timeout": 5})):
+            error = _raised(client, scenario, url=url, topic=topic, **how)
+            assert error.name == "DirectoryError"
+            assert str(path) in error.text
+            assert "directory_path" in error.text
+        assert any(str(path) in line for line in client.run("logged"))
+
+
+def test_a_file_that_is_no_directory_is_named(client: Worker, topic: str, tmp_path: Path) -> None:
+    path = tmp_path / "directory.sqlite"
+    path.write_text("this is not a database, but long enough to be looked at as one" * 20)
+    error = _raised(client, "serve", url=f"zmq://?directory_path={path}", topic=topic)
+    assert error.name == "DirectoryError"
+    assert "remove it" in error.text
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "texts"),
+    [
+        ("zmq://?no_such_option=1", "InvalidTransportURL", ["no_such_option"]),
+        ("zmq://?zmq_linger=soon", "InvalidTransportURL", ["zmq_linger=soon"]),
+        ("zmq://host:1/", "InvalidTransportURL", ["names no host", "directory_path"]),
+        ("zmq://?rpc_zmq_min_port=70&rpc_zmq_max_port=60", "ConfigError", ["rpc_zmq_min_port", "rpc_zmq_max_port"]),
+        ("zmq://?zmq_target_expire=10&zmq_target_update=9", "ConfigError", ["zmq_target_expire", "zmq_target_update"]),
+    ],
+)
+def test_a_wrong_url_is_refused(client: Worker, url: str, name: str, texts: list[str]) -> None:
+    error = _raised(client, "open_transport", url=url)
+    if error.name == "DriverLoadFailure":  # as oslo.messaging passes it on
+        assert name in error.traceback
+    else:
+        assert name in error.names
+    assert all(text in error.text for text in texts)
+
+
+# What is sent.
+
+
+def test_a_request_above_the_limit_is_refused_where_it_is_sent(
+    client: Worker, server: Worker, directory: Directory, topic: str
+) -> None:
+    server.run("serve", url=directory.url(), topic=topic)
+    url = directory.url(max_message_bytes=100_000)
+    for scenario in ("call", "cast"):
+        args = {"value": "x" * 100_001}
+        error = _raised(client, scenario, url=url, topic=topic, method="note", args=args)
+        assert error.name == "MessageTooLarge"
+        assert "max_message_bytes allows 100000" in error.text
+    assert client.run("call", url=url, topic=topic, method="echo", args={"value": "x" * 90_000}) == "x" * 90_000
+    assert server.run("seen", label="server") == []
+
+
+def test_a_reply_above_the_limit_is_an_error_for_its_caller(
+    client: Worker, server: Worker, directory: Directory, topic: str
+) -> None:
+    server.run("serve", url=directory.url(max_message_bytes=100_000), topic=topic)
+    error = _raised(client, "call_for_length", url=directory.url(), topic=topic, size=100_001, timeout=5)
+    assert error.exc_type == "MessageTooLarge"
+    assert "max_message_bytes allows 100000" in error.text
+    assert any("cannot be sent" in line for line in server.run("logged"))
+    assert client.run("call_for_length", url=directory.url(), topic=topic, size=90_000) == 90_000
+
+
+@pytest.mark.rotated
+@pytest.mark.parametrize("way", ["request", "reply"])
+def test_a_message_above_the_limit_of_its_receiver_is_an_error_and_disturbs_nobody_else(
+    client: Worker, server: Worker, directory: Directory, topic: str, way: str
+) -> None:
+    small, normal = directory.url(max_message_bytes=100_000), directory.url()
+    server.run("serve", url=small if way == "request" else normal, topic=topic)
+    how = {"url": normal if way == "request" else small, "topic": topic}
+    if way == "request":
+        too_large = client.begin("call_fill", **how, method="digest", size=200_000, timeout=4)
+    else:
+        too_large = client.begin("call_for_length", **how, size=200_000, timeout=4)
+    for value in range(20):
+        # Others use the same connection: nothing of theirs waits for the end of that call.
+        assert client.run("call", **how, method="echo", args={"value": value}, timeout=2) == value
+    with pytest.raises(Raised) as caught:
+        too_large.result(20)
+    assert "100000" in caught.value.text
+    assert "max_message_bytes" in caught.value.text
+
+
+def test_what_cannot_be_serialised_is_refused_where_it_is(client: Worker, server: Worker, url: str, topic: str) -> None:
+    server.run("serve", url=url, topic=topic)
+    error = _raised(client, "call_unserialisable", url=url, topic=topic)
+    assert error.names[0] == "Unserializable"
+    assert "TypeError" in error.names
+    error = _raised(client, "call", url=url, topic=topic, method="unserialisable", timeout=5)
+    assert error.exc_type == "Unserializable"
+    assert any("cannot be sent" in line for line in server.run("logged"))
+    assert client.run("call", url=url, topic=topic, method="echo", args={"value": 1}) == 1
+
+
+# What strangers send.
+
+
+def _request(instance: bytes, id: int, key: wire.Key, *body: bytes, kind: int = wire.CALL) -> list[bytes]:
+    return wire.encode_request(
+        kind, instance, b"stranger".ljust(16), id, 1, 5.0, wire.encode_key(key), codec=wire.JSON, body=body
+    )
+
+
+def _bad_messages(instance: bytes, key: wire.Key) -> list[list[bytes]]:
+    header = _request(instance, 1, key)[0]
+    return [
+        [b""],
+        [b"", b"", b""],
+        [b"\x00" * 1000],
+        [os.urandom(200), os.urandom(5000)],
+        [b"gz"],
+        [header[:20]],
+        [header[:-1]],
+        [header + b"x"],
+        [b"gz\x09" + header[3:]],  # of another version
+        [b"gz\x01\x63" + header[4:]],  # of an unknown kind
+        [b"gz\x01\x10" + header[4:]],  # an answer
+        wire.encode_answer(wire.REPLY, instance, (1,), codec=wire.JSON, body=[b"1"]),
+        _request(b"somebody else".ljust(16), 1, key, b"{}"),
+        _request(instance, 1, key),  # without a body
+        _request(instance, 2, key, b"not JSON"),
+        _request(instance, 3, key, b"\xff\xfe"),
+        _request(instance, 4, key, b"[1]"),
+        _request(instance, 5, key, b"null"),
+        _request(instance, 6, key, b'[{}, "no message"]'),
+        _request(instance, 7, key, b'[{}, {"method": null}]', b'[[["x"], 1]]'),
+        _request(instance, 8, key, b'[{}, {"method": "who"}]', b'[[[9, "x"], 1]]', b"piece"),
+        _request(instance, 9, key, b"[" * 100_000),
+        _request(instance, 10, wire.Key("", "no such topic", ""), b'[{}, {"method": "who"}]'),
+        _request(instance, 11, key, b'[{}, {"method": "who"}]', kind=wire.ASK),
+    ]
+
+
+def test_strange_messages_are_counted_and_disturb_nobody(
+    client: Worker, server: Worker, directory: Directory, topic: str
+) -> None:
+    url = directory.url(heartbeat_interval=2)
+    server.run("serve", url=url, topic=topic)
+    client.run("serve", url=directory.url(), topic=f"{topic}-stop", server="stop")
+    calling = client.begin("call_until", url=directory.url(), topic=topic, method="who", label="stop", timeout=5)
+    host, port, instance = server.run("address", url=url)
+    key = wire.Key("openstack", topic, "")
+    context = zmq.Context()
+    try:
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(f"tcp://{host}:{port}")
+        for message in _bad_messages(bytes.fromhex(instance), key):
+            dealer.send_multipart(message)
+        # A good one behind them: when that is answered, the others were dealt with.
+        dealer.send_multipart(_request(bytes.fromhex(instance), 100, key, b'[{}, {"method": "echo", "args": {"value": 7}}]'))
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            assert dealer.poll(10_000), "the good message was not answered"
+            answer = wire.decode_answer(dealer.recv_multipart())
+            if answer.kind == wire.REPLY and answer.ids == (100,):
+                break
+        else:
+            raise AssertionError("the good message was not answered")
+        for kind in (zmq.ROUTER, zmq.REQ, zmq.PUB, zmq.REP, zmq.SUB, zmq.PUSH):
+            wrong = context.socket(kind)
+            wrong.connect(f"tcp://{host}:{port}")
+    finally:
+        context.destroy(linger=100)
+    counts = server.run("counts", url=url)
+    assert counts["requests that are none of ours"] >= 8
+    assert counts["requests of wire version 9"] == 1
+    assert counts["requests with a bad body"] >= 6
+    assert counts["requests for another instance"] == 1
+    assert any("none of ours" in line for line in server.run("logged"))
+    client.run("release", label="stop")
+    result = calling.result(20)
+    assert result["errors"] == []
+    assert result["done"] >= 1
+    assert result["slowest"] < 3
+    assert client.run("call", url=directory.url(), topic=topic, method="who") == "server"
+
+
+def test_strange_bytes_on_the_port_disturb_nobody(client: Worker, server: Worker, url: str, topic: str) -> None:
+    server.run("serve", url=url, topic=topic)
+    client.run("serve", url=url, topic=f"{topic}-stop", server="stop")
+    calling = client.begin("call_until", url=url, topic=topic, method="who", label="stop", timeout=5)
+    host, port, _ = server.run("address", url=url)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(55, b"\x00")
+    ready = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+    huge = greeting + ready + b"\x02" + struct.pack("!Q", 1 << 62)
+    for data in (
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        os.urandom(4096),
+        greeting[:20],
+        greeting,
+        greeting + ready[:9],
+        huge,
+    ):
+        with socket.create_connection((host, port), timeout=5) as stranger:
+            stranger.sendall(data)
+    assert client.run("call", url=url, topic=topic, method="who") == "server"
+    client.run("release", label="stop")
+    result = calling.result(20)
+    assert result["errors"] == []
+    assert result["slowest"] < 3
+
+
+def test_a_stranger_on_the_port_of_a_server_is_told_from_it(
+    client: Worker, server: Worker, other: Worker, directory: Directory, topic: str
+) -> None:
+    """Another process has the address that the directory names: calls do not end up in it, and end when that is known."""
+    with _taken_port() as port:
+        pass
+    url = directory.url(rpc_zmq_min_port=port, rpc_zmq_max_port=port + 1)
+    server.run("serve", url=url, topic=topic, server="old")
+    assert client.run("call", url=directory.url(), topic=topic, method="who") == "old"
+    server.run("end", label="old")
+    server.run("cleanup", url=url)
+    other.run("serve", url=url, topic=topic, server="new")
+    wait_until(lambda: other.run("address", url=url)[1] == port)
+    assert client.run("calls", url=directory.url(), topic=topic, method="who", count=3) == ["new"] * 3
