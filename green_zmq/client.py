@@ -79,10 +79,9 @@ class Client:
             required=required,
             waiter=model.Event(),
         )
-        if request.size > self._settings.max_message_bytes:
-            raise MessageTooLarge(
-                f"The message to {key} has {request.size} bytes; max_message_bytes allows {self._settings.max_message_bytes}."
-            )
+        most = self._settings.limits.message_bytes
+        if request.size > most:
+            raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
         self._loop.post(self._submit, request)
         try:
             request.waiter.wait()

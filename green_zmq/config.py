@@ -145,7 +145,6 @@ class Settings:
     linger: float
     limits: Limits
     listener_window: int
-    max_message_bytes: int
     max_connections: int
     idle_timeout: float
     heartbeat: float
@@ -200,9 +199,9 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
             time_to_live=values["message_ttl"],
             outbox_messages=values["outbox_messages"],
             outbox_bytes=values["outbox_bytes"],
+            message_bytes=values["max_message_bytes"],
         ),
         listener_window=values["listener_window"],
-        max_message_bytes=values["max_message_bytes"],
         max_connections=values["max_connections"],
         idle_timeout=values["connection_idle_timeout"],
         heartbeat=values["heartbeat_interval"],

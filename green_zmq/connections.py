@@ -41,6 +41,8 @@ _HANDSHAKE: Final = 5.0
 # libzmq is not to reconnect by itself; but with -1 it drops what has arrived and was not read when the peer closes.
 _NEVER: Final = 2**31 - 1
 _IDLE_LOOK: Final = 5.0
+# What a frame may have beyond the limit of a message: the header and the address.
+_OVERHEAD: Final = 1 << 18
 # Answers that libzmq holds for one connection that does not read; further ones are dropped, and asked for again.
 _ANSWERS_HELD: Final = 10_000
 # Connections that may wait to be accepted: a service of 500 nodes comes back at once.
@@ -80,7 +82,7 @@ class Router:
             (zmq.LINGER, int(settings.linger * 1000)),
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.SNDHWM, _ANSWERS_HELD),
-            (zmq.MAXMSGSIZE, settings.max_message_bytes),
+            (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
             (zmq.IPV6, int(":" in settings.bind_address)),
             (zmq.BACKLOG, _BACKLOG),
         ):
@@ -248,7 +250,7 @@ class Connections:
             (zmq.LINGER, int(settings.linger * 1000)),
             (zmq.SNDHWM, 0),  # what is unanswered is bounded; a message that libzmq refuses would have to be kept as well
             (zmq.IPV6, 1),
-            (zmq.MAXMSGSIZE, settings.max_message_bytes),
+            (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
             (zmq.RECONNECT_IVL, _NEVER),
             (zmq.CONNECT_TIMEOUT, int(_HANDSHAKE * 1000)),
             (zmq.HANDSHAKE_IVL, int(_HANDSHAKE * 1000)),
@@ -291,6 +293,7 @@ class Connections:
             self._complain(f"answers of {node}", "dropped an answer of %s: %s", node, error)
             return
         connection.used = self._now()
+        connection.attempts = 0
         self._sender.answered(connection.link, answer, connection.used)
 
     def _on_event(self, connection: _Connection, monitor: Socket, frames: list[bytes]) -> None:
@@ -299,7 +302,6 @@ class Connections:
         event = int(parse_monitor_message(frames)["event"])
         if event == _UP:
             self.counts["connections made"] += 1
-            connection.attempts = 0
             self._sender.connected(connection.link, self._now())
         elif event & _DOWN:
             # What had arrived before the loss counts.
@@ -310,6 +312,8 @@ class Connections:
 
     def _lost(self, connection: _Connection) -> None:
         now = self._now()
+        if connection.link.up and connection.attempts:
+            self._complain(f"losses of {connection.link.node.address}", "%s closes every connection to it", connection.link.node)
         self.counts["connections lost" if connection.link.up else "connections failed"] += 1
         self._close(connection, 0)
         wait = min(_RETRY_FIRST * 2 ** min(connection.attempts, 30), _RETRY_MOST)

@@ -26,7 +26,7 @@ from typing import Any
 from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingTimeout
 
 from green_zmq import wire
-from green_zmq.errors import DirectoryError, ServerGone, TransportClosed
+from green_zmq.errors import DirectoryError, MessageTooLarge, ServerGone, TransportClosed
 from green_zmq.routing import Node, Table, Topic, choose
 from green_zmq.wire import ASK, CALL, CAST, FANOUT, Answer, Key, Request
 
@@ -60,6 +60,7 @@ class Limits:
     time_to_live: float = 300.0
     outbox_messages: int = 1000
     outbox_bytes: int = 64 << 20
+    message_bytes: int = 256 << 20
 
 
 class Outgoing:
@@ -466,7 +467,10 @@ class Sender:
             self._busy.discard(link)
 
     def _assign(self, request: Outgoing, link: Link, now: float) -> None:
-        if link.up and not link.queue and link.busy_until <= now:
+        if request.size > link.node.max_bytes:
+            text = f"{request.size} bytes, and max_message_bytes of {link.node} allows {link.node.max_bytes}"
+            self._lose(request, text, MessageTooLarge(f"The message to {request.key} has {text}."))
+        elif link.up and not link.queue and link.busy_until <= now:
             self._write_first(request, link, now)
         else:
             request.link = link
@@ -496,6 +500,7 @@ class Sender:
             None if request.deadline == inf else request.deadline - now,
             request.key_bytes,
             codec=request.codec,
+            most=self._limits.message_bytes,
             monitor=request.monitor,
             body=() if request.accepted else request.body,
         )
@@ -718,7 +723,20 @@ class Sender:
 class Record:
     """A request at its receiver, for as long as it may be repeated."""
 
-    __slots__ = ("answer", "deadline", "forgotten", "frames", "id", "key", "kind", "monitor", "route", "running", "sender")
+    __slots__ = (
+        "answer",
+        "deadline",
+        "forgotten",
+        "frames",
+        "id",
+        "key",
+        "kind",
+        "monitor",
+        "most",
+        "route",
+        "running",
+        "sender",
+    )
 
     def __init__(self, request: Request, route: bytes, now: float) -> None:
         self.sender = request.sender
@@ -726,6 +744,7 @@ class Record:
         self.kind = request.kind
         self.key = request.key
         self.monitor = request.monitor
+        self.most = request.most
         self.route = route
         self.deadline = inf if request.left is None else now + request.left
         self.answer = 0

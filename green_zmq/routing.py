@@ -23,6 +23,8 @@ class Node(NamedTuple):
     pid: int
     model: str
     wire: int = VERSION
+    # The largest message it takes, bytes.
+    max_bytes: int = 256 << 20
 
     @property
     def address(self) -> str:

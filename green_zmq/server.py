@@ -182,9 +182,10 @@ class Server:
 
     def reply(self, record: Record, kind: int, codec: int, value: object) -> None:
         body = wire.encode_body(value, codec, self._loop.model.pause)
-        size, most = sum(map(len, body)), self._settings.max_message_bytes
-        if size > most:
-            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {most}.")
+        size, most = sum(map(len, body)), self._settings.limits.message_bytes
+        if size > most or size > record.most:
+            whose = "" if size > most else " of the caller"
+            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes{whose} allows {min(most, record.most)}.")
         self._loop.post(self._reply, (record, kind, codec, body))
 
     def heartbeat(self, record: Record) -> None:
@@ -241,8 +242,15 @@ class Server:
             except AddressError as error:
                 then(error)
                 return
-            instance, model = self._receiver.instance, self._loop.model.NAME
-            self.node = Node(instance, self._settings.host, port, socket.gethostname(), os.getpid(), model)
+            self.node = Node(
+                instance=self._receiver.instance,
+                host=self._settings.host,
+                port=port,
+                hostname=socket.gethostname(),
+                pid=os.getpid(),
+                model=self._loop.model.NAME,
+                max_bytes=self._settings.limits.message_bytes,
+            )
         # It can take messages before anybody finds it.
         self._add(listener)
         self._announce(lambda error: self._started(listener, error, then))

@@ -49,9 +49,9 @@ CODECS: Final = {"json": JSON, "msgpack": MSGPACK}
 
 # magic, version, kind: the same in every version, so that versions can tell each other apart.
 _PREFIX = struct.Struct("!2sBB")
-# prefix; codec; instance asked; instance of the sender; id; lowest id still open; time left (ms); monitor (ms); length of
-# the address, which follows
-_REQUEST = struct.Struct("!2sBBB16s16sQQQIH")
+# prefix; codec; instance asked; instance of the sender; id; lowest id still open; time left (ms); most bytes of a reply;
+# monitor (ms); length of the address, which follows
+_REQUEST = struct.Struct("!2sBBB16s16sQQQQIH")
 # prefix; codec; instance of the server; number of ids, which follow
 _ANSWER = struct.Struct("!2sBBB16sH")
 _ONE_ID = struct.Struct("!Q")
@@ -93,6 +93,7 @@ class Request(NamedTuple):
     id: int
     floor: int
     left: float | None
+    most: int
     monitor: float | None
     key: Key
     body: Sequence[bytes]
@@ -156,17 +157,19 @@ def encode_request(
     key: bytes,
     *,
     codec: int = 0,
+    most: int = _FOREVER,
     monitor: float | None = None,
     body: Sequence[bytes] = (),
 ) -> list[bytes]:
     """
+    :param most: bytes that the sender takes in a reply.
     :param key: the address as :func:`encode_key` gives it.
     :param left: seconds after which the sender has given up; None: never.
     :param monitor: seconds between two heartbeats that the sender wants at the most; None: it wants none.
     """
     every = 0 if monitor is None else max(1, int(min(monitor, 4e6) * 1000))
     milliseconds = _FOREVER if left is None else int(min(max(left, 0.0), _LONGEST) * 1000)
-    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, milliseconds, every, len(key))
+    header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, milliseconds, most, every, len(key))
     return _frames(header + key, body)
 
 
@@ -199,7 +202,7 @@ def decode_request(frames: Sequence[bytes]) -> Request:
     """
     try:
         header = frames[0]
-        magic, version, kind, codec, to, sender, id, floor, left, every, size = _REQUEST.unpack_from(header)
+        magic, version, kind, codec, to, sender, id, floor, left, most, every, size = _REQUEST.unpack_from(header)
     except (IndexError, struct.error):
         raise _explain(frames) from None
     if magic != _MAGIC or version != VERSION or kind not in REQUESTS:
@@ -216,6 +219,7 @@ def decode_request(frames: Sequence[bytes]) -> Request:
         id,
         floor,
         None if left == _FOREVER else left / 1000,
+        most,
         every / 1000 if every else None,
         key,
         [header[end:], *frames[1:]] if len(header) > end else frames[1:],
