@@ -313,7 +313,9 @@ class Connections:
     def _lost(self, connection: _Connection) -> None:
         now = self._now()
         if connection.link.up and connection.attempts:
-            self._complain(f"losses of {connection.link.node.address}", "%s closes every connection to it", connection.link.node)
+            self._complain(
+                f"losses of {connection.link.node.address}", "%s closes every connection to it", connection.link.node
+            )
         self.counts["connections lost" if connection.link.up else "connections failed"] += 1
         self._close(connection, 0)
         wait = min(_RETRY_FIRST * 2 ** min(connection.attempts, 30), _RETRY_MOST)

@@ -99,6 +99,7 @@ class Loop:
         self._over = False
         self._ended_already = False
         self._handlers: dict[Socket, OnMessage] = {}
+        self._routed: set[Socket] = set()
         self._touched: dict[Socket, None] = {}
 
     # For all threads.
@@ -153,6 +154,8 @@ class Loop:
         assert self._context is not None
         socket: Socket = self._context.socket(kind)
         self._handlers[socket] = on_message
+        if kind == zmq.ROUTER:
+            self._routed.add(socket)
         return socket
 
     def watch(self, socket: Socket) -> None:
@@ -165,6 +168,7 @@ class Loop:
         if self._handlers.pop(socket, None) is None:
             return
         self._touched.pop(socket, None)
+        self._routed.discard(socket)
         if self._poller is not None:
             with contextlib.suppress(KeyError):
                 self._poller.unregister(socket)
@@ -175,8 +179,9 @@ class Loop:
         self._touched[socket] = None
         last = len(frames) - 1
         try:
-            for i, frame in enumerate(frames):
-                _send(socket, frame, _SNDMORE if i < last else _NOBLOCK)
+            for frame in frames:
+                last -= 1
+                _send(socket, frame, _NOBLOCK if last < 0 else _SNDMORE)
                 if len(frame) > _LARGE:
                     self.model.pause()
         except zmq.ZMQError as error:
@@ -187,19 +192,19 @@ class Loop:
 
     def read(self, socket: Socket, most: int) -> bool:
         """Hand up to so many messages to the socket's handler; whether there may be more."""
-        on_message = self._handlers.get(socket)
-        while on_message is not None and _get(socket, _EVENTS) & _POLLIN:
+        handlers = self._handlers
+        routed = socket in self._routed
+        while socket in handlers and _get(socket, _EVENTS) & _POLLIN:
             if not most:
                 return True
             most -= 1
-            frames = [_recv(socket, _NOBLOCK)]
+            # Behind a routing id there is always another frame, so that need not be asked.
+            frames = [_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK)] if routed else [_recv(socket, _NOBLOCK)]
             while _get(socket, _RCVMORE):
                 if len(frames[-1]) > _LARGE:
                     self.model.pause()
                 frames.append(_recv(socket, _NOBLOCK))
-            on_message(frames)
-            if socket not in self._handlers:
-                return False
+            handlers[socket](frames)
         return False
 
     def finish(self) -> None:
