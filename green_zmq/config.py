@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -179,6 +180,14 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
         raise ConfigError(
             f"zmq_target_expire ({values['zmq_target_expire']}) must be at least twice zmq_target_update "
             f"({values['zmq_target_update']}), or live servers are taken for dead."
+        )
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} ({value}) must be a finite number of seconds.")
+    if values["message_ttl"] <= values["cast_grace"]:
+        raise ConfigError(
+            f"message_ttl ({values['message_ttl']:g}) must be above cast_grace ({values['cast_grace']:g}), "
+            "or messages are given up before they are kept."
         )
     # Everybody on one machine: nobody else is to reach it.
     host = values["rpc_zmq_host"] or "127.0.0.1"

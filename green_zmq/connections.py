@@ -286,7 +286,7 @@ class Connections:
         except WireVersionError as error:
             self.counts["answers of another wire version"] += 1
             self._complain(f"version of {node}", "cannot talk to %s: %s, we speak %d", node, error, VERSION)
-            self._sender.gone(node.instance, self._now())
+            self._sender.gone(node.instance, self._now(), taken_over=True)
             return
         except WireError as error:
             self.counts["answers that are none of ours"] += 1

@@ -44,6 +44,8 @@ REPLY_CACHE = 64 << 20
 REMEMBER = 10_000
 # A caller that a full outbox holds back is looked after so often.
 _HELD = 0.05
+# A request without a time limit is taken to have this one.
+_LONGEST = 86400.0
 # Replies and closed requests whose time has run out are looked for so often.
 _SWEEP = 5.0
 
@@ -175,6 +177,12 @@ class Link:
     def usable(self, now: float) -> bool:
         return not self.down and self.busy_until <= now
 
+    def take(self, request: Outgoing) -> None:
+        in_order = not self.taken or next(reversed(self.taken)) < request.id
+        self.taken[request.id] = request
+        if not in_order:
+            self.taken = dict(sorted(self.taken.items()))
+
     def floor(self) -> int:
         """The lowest id that is open with this instance, of which there is one at least."""
         if not self.taken:
@@ -246,17 +254,19 @@ class Sender:
         request.order = next(self._orders)
         self._requests[request] = None
         self.due = min(self.due, request.due())
-        if request.kind == CAST and (request.key in self.waiting or request.key in self._draining):
+        if request.kind == CAST and not request.required and (request.key in self.waiting or request.key in self._draining):
             self._wait(request)  # in order behind those that wait already
         else:
             self._route(request, now)
+        if request.key not in self._routes:
+            self.lookups.add(Topic(*request.key[:2]))
 
     def answered(self, link: Link, answer: Answer, now: float) -> None:
         """An answer came over this link's connection."""
         kind = answer.kind
         if kind in (wire.WRONG_INSTANCE, wire.WRONG_VERSION):
             self.counts[f"answers {wire.kind_name(kind)}"] += 1
-            self.gone(link.node.instance, now)
+            self.gone(link.node.instance, now, taken_over=True)
         elif answer.server != link.node.instance:
             self.counts["answers from a wrong instance"] += 1
         elif kind == wire.DONE:
@@ -282,6 +292,9 @@ class Sender:
     def disconnected(self, link: Link, now: float) -> None:
         """The connection was lost, or could not be made."""
         link.up, link.down = False, True
+        for id in [id for id, request in link.taken.items() if request.deadline <= now]:
+            self.counts["messages lost"] += 1
+            self.lost.append((link.taken.pop(id), f"{link.node} accepted it and has not said that it began it"))
         self.doubtful.append(link.node)
         queued = list(link.queue)
         link.queue.clear()
@@ -295,15 +308,23 @@ class Sender:
         link.up = link.down = False
         self._prune(link)
 
-    def gone(self, instance: bytes, now: float) -> None:
-        """That process is gone for good, or another has its address."""
+    def gone(self, instance: bytes, now: float, *, taken_over: bool = False) -> None:
+        """That process is gone for good.
+
+        :param taken_over: it is known because another process answers at its address.
+        """
+        link = self._links.get(instance)
+        if link is not None and link.up and not taken_over:
+            return  # it is back: only its own answers are certain, not what somebody knew before
         self._discard(instance, None)
-        link = self._links.pop(instance, None)
         if link is None:
             return
+        self._links.pop(instance, None)
+        self._busy.discard(link)
+        self.wanted.discard(link)
         self.counts["servers gone"] += 1
         self.dropped.append(link)
-        connected, link.up, link.down = link.up, False, True
+        link.up, link.down = False, True
         queued, sent, taken = list(link.queue), list(link.open.values()), list(link.taken.values())
         link.queue.clear()
         link.open.clear()
@@ -312,8 +333,8 @@ class Sender:
             self.counts["messages lost"] += 1
             self.lost.append((request, f"{link.node} had accepted it and is gone"))
         for request in sent:
-            # Written once means written to whoever answers there now: a reconnection would have written it again.
-            if request.writes == 1 and connected and not request.accepted:
+            # Written once means written to who answers there now: a reconnection would have written it again.
+            if request.writes == 1 and taken_over and not request.accepted:
                 queued.append(request)
                 continue
             what = "had accepted it" if request.accepted else "was sent it, whether it ran is not known,"
@@ -327,6 +348,7 @@ class Sender:
                 self._lose(request, f"{link.node} is gone", None)
             else:
                 self._again(request, now)
+        self._pump_all(now)
 
     def looked_up(self, topic: Topic, now: float) -> None:
         """The directory has answered for this topic, and the table has it."""
@@ -373,7 +395,7 @@ class Sender:
             for link in ready:
                 if link.up:
                     self._flush(link, now)
-            self._pump_all(now)
+        self._pump_all(now)
         for request in [r for r in self._requests if r.due() <= now]:
             if not request.over:
                 self._overdue(request, now)
@@ -400,7 +422,6 @@ class Sender:
         """Give the request to a server, or let it wait for one."""
         route = self._routes.get(request.key) or self._find(request.key)
         if route is None:
-            self.lookups.add(Topic(*request.key[:2]))
             self._wait(request)
         elif not route.links:
             self._no_server(request)
@@ -416,27 +437,24 @@ class Sender:
                 self._assign(request, link, now)
 
     def _no_server(self, request: Outgoing) -> None:
-        self.lookups.add(Topic(*request.key[:2]))
+        key = request.key
         if request.required:
-            key = request.key
-            request.error = MessageUndeliverable(
-                MessageDeliveryFailure(f"No server is registered for {key}."),
-                key.exchange,
-                f"{key.topic}.{key.server}" if key.server else key.topic,
-                None,
-            )
-        elif request.kind != FANOUT:
+            text = f"No server is registered for {key}."
+            routing = f"{key.topic}.{key.server}" if key.server else key.topic
+            self._lose(request, text, MessageUndeliverable(MessageDeliveryFailure(text), key.exchange, routing, None))
+        elif request.kind == FANOUT:
+            self._settle(request)
+            self._finish(request)
+        else:
             self._wait(request)
-            return
-        self._settle(request)
-        self._finish(request)
 
     def _find(self, key: Key) -> _Route | None:
         nodes = self.table.nodes(key)
         if nodes is None:
             return None
-        links = [self._link(node) for node in nodes if node.wire == wire.VERSION]
-        route = self._routes[key] = _Route(links)
+        route = _Route([self._link(node) for node in nodes if node.wire == wire.VERSION])
+        if route.links:
+            self._routes[key] = route
         return route
 
     def _link(self, node: Node) -> Link:
@@ -463,8 +481,9 @@ class Sender:
     def _prune(self, link: Link) -> None:
         """Forget an instance that no route leads to and that nothing is left with."""
         if link.idle and not link.up and not any(link in route.links for route in self._routes.values()):
-            self._links.pop(link.node.instance, None)
             self._busy.discard(link)
+            if self._links.get(link.node.instance) is link:
+                del self._links[link.node.instance]
 
     def _assign(self, request: Outgoing, link: Link, now: float) -> None:
         if request.size > link.node.max_bytes:
@@ -536,12 +555,17 @@ class Sender:
             link.busy_for = 0.0
             if request.kind != CALL and request.id in link.open:
                 self._settle(request)
-                link.taken[request.id] = request
+                link.take(request)
                 self._finish(request)
-                self._drained(request, now)
+                if request.key in self.waiting:
+                    self._pump(request.key, now)
         elif kind == wire.HEARTBEAT:
             request.accepted = True
             request.heard = now
+        elif kind == wire.FORGOTTEN:
+            reason = f"{link.node} accepted it and no longer knows of it; whether it ran is not known"
+            link.taken.pop(request.id, None)
+            self._lose(request, reason, MessagingTimeout(f"No reply from {request.key}: {reason}."))
         else:
             self._refused(link, request, kind, now)
 
@@ -608,11 +632,6 @@ class Sender:
         if queue:
             self.waiting[key] = queue
 
-    def _drained(self, request: Outgoing, now: float) -> None:
-        if self._draining.get(request.key) is request:
-            del self._draining[request.key]
-            self._pump(request.key, now)
-
     def _overdue(self, request: Outgoing, now: float) -> None:
         known = self._known(request, now)
         if request.deadline <= now:
@@ -632,7 +651,6 @@ class Sender:
             self._lose(request, known, MessageDeliveryFailure(text))
         else:
             self._let_go(request, known, now)
-        self._drained(request, now)
 
     def _let_go(self, request: Outgoing, known: str, now: float) -> None:
         """The grace of a cast is over: it goes on in the outbox, without its caller; or that waits for room there."""
@@ -641,7 +659,8 @@ class Sender:
         limits = self._limits
         if self._has_room(request, copies):
             if request.kind == FANOUT and route is not None:
-                self._pump(request.key, now)
+                self.waiting[request.key].remove(request)
+                self._fan_out(request, route.links, now)
             else:
                 self.counts["messages kept in the outbox"] += 1
                 self._keep(request)
@@ -679,6 +698,9 @@ class Sender:
         """Nothing more is to be decided about it."""
         request.over = True
         self._requests.pop(request, None)
+        if self._draining.get(request.key) is request:
+            del self._draining[request.key]
+            self.due = -inf  # those that waited behind it have their turn
         if request in self._outbox:
             del self._outbox[request]
             self._outbox_bytes -= request.size
@@ -715,7 +737,8 @@ class Sender:
             return "no server is registered for it"
         if all(node.wire != wire.VERSION for node in nodes):
             return f"its servers speak another version of the wire protocol than ours, {wire.VERSION}: {nodes[0]}"
-        if any(link.busy_until + BUSY_MOST > now for link in map(self._link, nodes)):
+        links = [self._links[node.instance] for node in nodes if node.instance in self._links]
+        if any(link.busy_until + BUSY_MOST > now for link in links):
             return "all its servers are busy: " + ", ".join(map(str, nodes))
         return "no connection to " + ", ".join(map(str, nodes))
 
@@ -733,7 +756,7 @@ class Record:
         "kind",
         "monitor",
         "most",
-        "route",
+        "routes",
         "running",
         "sender",
     )
@@ -745,8 +768,9 @@ class Record:
         self.key = request.key
         self.monitor = request.monitor
         self.most = request.most
-        self.route = route
-        self.deadline = inf if request.left is None else now + request.left
+        # Every connection that a copy came over, the latest read last: it need not be the latest made.
+        self.routes: tuple[bytes, ...] = (route,)
+        self.deadline = now + min(request.left if request.left is not None else inf, _LONGEST)
         self.answer = 0
         self.frames: list[bytes] | None = None
         self.running = False
@@ -789,7 +813,7 @@ class Receiver:
         """A request arrived. A record: it is new, to be accepted or refused; None: nothing is to be done with it."""
         if request.to != self.instance:
             self.counts["requests for another instance"] += 1
-            self._answer(route, wire.WRONG_INSTANCE, request.id)
+            self._answer((route,), wire.WRONG_INSTANCE, request.id)
             return None
         peer = self._peers.get(request.sender)
         if peer is None:
@@ -807,6 +831,8 @@ class Receiver:
             return None
         if request.id <= peer.highest or request.kind == ASK:
             self.counts["requests closed long ago"] += 1
+            if request.kind == ASK:
+                self._answer((route,), wire.FORGOTTEN, request.id)
             return None
         peer.highest = request.id
         record = records[request.id] = Record(request, route, now)
@@ -825,7 +851,7 @@ class Receiver:
             self._unanswered[record] = now + ACK_DELAY
             self.due = min(self.due, now + ACK_DELAY)
         else:
-            self.acks[record.route].append(record.id)
+            self._collect(self.acks, record)
 
     def refuse(self, record: Record, kind: int) -> None:
         """The request is not and will not be run here: busy, not here, or given back."""
@@ -833,13 +859,13 @@ class Receiver:
         record.running = False
         self._unanswered.pop(record, None)
         self.counts[f"requests refused: {wire.kind_name(kind)}"] += 1
-        self._answer(record.route, kind, record.id)
+        self._answer(record.routes, kind, record.id)
 
     def started(self, record: Record, now: float) -> None:
         """A cast or fanout was begun: its sender need not keep it any longer."""
         record.answer = wire.DONE
         record.running = False
-        self._done[record.route].append(record.id)
+        self._collect(self._done, record)
         if self._done_at == inf:
             self._done_at = now + ACK_DELAY
             self.due = min(self.due, self._done_at)
@@ -853,7 +879,8 @@ class Receiver:
             self.counts["replies nobody waits for"] += 1
             return
         record.frames = wire.encode_answer(kind, self.instance, (record.id,), codec=codec, body=body)
-        self.writes.append((record.route, record.frames))
+        for route in record.routes:
+            self.writes.append((route, record.frames))
         size = self._replies[record] = _size(record.frames)
         self._reply_bytes += size
         while self._reply_bytes > REPLY_CACHE and len(self._replies) > 1:
@@ -863,7 +890,7 @@ class Receiver:
         """A call is still being run."""
         if record.running and not record.forgotten:
             self._unanswered.pop(record, None)
-            self._answer(record.route, wire.HEARTBEAT, record.id)
+            self._answer(record.routes, wire.HEARTBEAT, record.id)
 
     def tick(self, now: float) -> None:
         """Whatever is due by now: acknowledgements, and the forgetting of what nobody asks for any more."""
@@ -872,7 +899,7 @@ class Receiver:
             if due > now:
                 break
             del self._unanswered[record]
-            self.acks[record.route].append(record.id)
+            self._collect(self.acks, record)
         if self._done_at <= now:
             self._done_at = inf
             self._write_ids(wire.DONE, self._done)
@@ -891,19 +918,30 @@ class Receiver:
                 self.writes.append((route, wire.encode_answer(kind, self.instance, answered[i : i + wire.MOST_IDS])))
         ids.clear()
 
-    def _answer(self, route: bytes, kind: int, id: int) -> None:
-        self.writes.append((route, wire.encode_answer(kind, self.instance, (id,))))
+    @staticmethod
+    def _collect(answers: dict[bytes, list[int]], record: Record) -> None:
+        for route in record.routes:
+            answers[route].append(record.id)
+
+    def _answer(self, routes: Sequence[bytes], kind: int, id: int) -> None:
+        for route in routes:
+            self.writes.append((route, wire.encode_answer(kind, self.instance, (id,))))
 
     def _repeated(self, record: Record, route: bytes) -> None:
-        """Answered on the connection that the latest copy came over, with what was answered before."""
+        """Answered with what was answered before.
+
+        Answers to come are written to every connection that a copy came over: only the sender knows which stands, and the
+        others are gone.
+        """
         self.counts["requests repeated"] += 1
-        record.route = route
+        if route not in record.routes:
+            record.routes = (*record.routes[-3:], route)
         if record.frames is not None:
             self.writes.append((route, record.frames))
         elif record.answer not in (0, wire.REPLY, wire.FAILURE):
             if record.answer == wire.DONE:
-                self._answer(route, wire.ACCEPTED, record.id)
-            self._answer(route, record.answer, record.id)
+                self._answer((route,), wire.ACCEPTED, record.id)
+            self._answer((route,), record.answer, record.id)
 
     def _forget(self, record: Record) -> None:
         record.forgotten = True
@@ -923,8 +961,6 @@ class Receiver:
         for sender, peer in list(self._peers.items()):
             for id in [id for id, r in peer.records.items() if r.deadline <= now and not r.running]:
                 self._forget(peer.records.pop(id))
-            if peer.heard + FORGET <= now and not any(r.running for r in peer.records.values()):
-                for record in peer.records.values():
-                    self._forget(record)
+            if peer.heard + FORGET <= now and not peer.records:
                 del self._peers[sender]
         self._sweep_at = now + _SWEEP if self._peers else inf

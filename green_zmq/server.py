@@ -174,6 +174,7 @@ class Server:
     def begun(self, listener: Listener, incoming: Incoming) -> None:
         record = incoming.record
         if record.forgotten or record.deadline <= self._now():
+            self._loop.post(self._too_late, record)
             raise Revoked(f"Message {incoming.msg_id} is too late: its sender has given it up.")
         if record.kind != wire.CALL:
             self._loop.post_lazily(self._begun, record)
@@ -282,8 +283,9 @@ class Server:
 
     def _give_back(self, listener: Listener, incoming: Incoming) -> None:
         self._receiver.refuse(incoming.record, wire.GIVEN_BACK)
-        (route, frames) = self._receiver.writes.pop()
-        if not self._router.write(route, frames) and incoming.record.kind == wire.CAST:
+        writes, self._receiver.writes = self._receiver.writes, []
+        written = [self._router.write(route, frames) for route, frames in writes]
+        if not any(written) and incoming.record.kind == wire.CAST:
             # Its sender is not there to take it back, so it is run here after all.
             callback = listener.on_incoming_callback
             if callback is not None:
@@ -368,6 +370,11 @@ class Server:
     def _begun(self, record: Record) -> None:
         if record.answer == wire.ACCEPTED:
             self._receiver.started(record, self._now())
+
+    def _too_late(self, record: Record) -> None:
+        """It was not begun in time, and its sender is to know."""
+        if record.running and not record.forgotten:
+            self._receiver.refuse(record, wire.GIVEN_BACK)
 
     def _hand_over(self, listener: Listener) -> None:
         listener.hand_over(self._now())

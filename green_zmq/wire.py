@@ -38,10 +38,11 @@ FAILURE: Final = 22
 HEARTBEAT: Final = 23
 WRONG_VERSION: Final = 24
 DONE: Final = 25  # of a cast or fanout: it has been started, so it will never be given back
+FORGOTTEN: Final = 26  # what is asked for is no longer known: its time had run out
 
 _NAMES: Final = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, int)}
 REQUESTS: Final = frozenset((CALL, CAST, FANOUT, ASK))
-ANSWERS: Final = frozenset(range(ACCEPTED, DONE + 1))
+ANSWERS: Final = frozenset(range(ACCEPTED, FORGOTTEN + 1))
 
 JSON: Final = 1
 MSGPACK: Final = 2
@@ -60,6 +61,7 @@ MOST_IDS: Final = 0xFFFF
 
 _FOREVER: Final = (1 << 64) - 1
 _LONGEST: Final = 1e9  # seconds
+_LONGEST_KEY: Final = 65_000
 
 # A string longer than this travels beside the document, in frames of its own, neither escaped nor scanned: encoding
 # 64 MiB as JSON takes half a second in which no other green thread runs; as frames, the longest step is a few ms.
@@ -111,26 +113,37 @@ def kind_name(kind: int) -> str:
     return _NAMES.get(kind, f"kind {kind}")
 
 
-@functools.lru_cache(maxsize=4096)
 def encode_key(key: Key) -> bytes:
     """The address as bytes: each part as UTF-8 behind its length.
 
-    :raises Unserializable: a part is longer than 65,535 bytes or is no text.
+    :raises Unserializable: a part is no text, or they are longer than 65,000 bytes together.
     """
-    parts = []
     for name, part in zip(Key._fields, key, strict=True):
-        try:
-            raw = part.encode()
-        except (AttributeError, UnicodeEncodeError) as error:
-            raise Unserializable(f"the target's {name} must be text, not {part!r}") from error
-        if len(raw) > 0xFFFF:
-            raise Unserializable(f"the target's {name} is {len(raw)} bytes long; 65,535 is the most that can be sent")
-        parts.append(struct.pack("!H", len(raw)) + raw)
-    return b"".join(parts)
+        if not isinstance(part, str):
+            raise Unserializable(f"the target's {name} must be text, not {part!r}")
+    return _encode_key(key)
 
 
 @functools.lru_cache(maxsize=4096)
+def _encode_key(key: Key) -> bytes:
+    parts = []
+    try:
+        for part in key:
+            parts.append(part.encode())  # noqa: PERF401 (the error tells which part by how far it came)
+    except UnicodeEncodeError as error:
+        raise Unserializable(f"the target's {Key._fields[len(parts)]} is no Unicode text: {error}") from error
+    size = sum(map(len, parts))
+    if size > _LONGEST_KEY:
+        raise Unserializable(f"the target's exchange, topic and server have {size} bytes together; {_LONGEST_KEY} is the most")
+    return b"".join([struct.pack("!H", len(part)) + part for part in parts])
+
+
 def _decode_key(raw: bytes) -> Key:
+    # What strangers send must not fill the cache with megabytes.
+    return _decode_usual_key(raw) if len(raw) <= 512 else _decode_any_key(raw)
+
+
+def _decode_any_key(raw: bytes) -> Key:
     parts, at = [], 0
     try:
         for _ in Key._fields:
@@ -257,6 +270,8 @@ def decode_answer(frames: Sequence[bytes]) -> Answer:
     return Answer(kind, codec, server, ids, [header[end:], *frames[1:]] if len(header) > end else frames[1:])
 
 
+_decode_usual_key = functools.lru_cache(maxsize=4096)(_decode_any_key)
+
 # One encoder for all: json.dumps() with any keyword makes a new one at every call.
 _json_encode = json.JSONEncoder(default=jsonutils.to_primitive, separators=(",", ":")).encode
 _json_decode = json.JSONDecoder().decode
@@ -267,7 +282,7 @@ def _encode_document(value: object, codec: int) -> bytes:
         if codec == MSGPACK:
             return bytes(msgpackutils.dumps(value))
         return _json_encode(value).encode()
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # an object may raise anything when it is looked at
         raise Unserializable(f"a value cannot be put on the wire: {error}") from error
 
 

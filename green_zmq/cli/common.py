@@ -125,21 +125,14 @@ def patch(model: str) -> None:
 
     :raises Failure: its library is not installed.
     """
+    from green_zmq import executors
+
     try:
-        if model == "eventlet":
-            import eventlet
-
-            eventlet.monkey_patch()
-        elif model == "gevent":
-            from gevent import monkey
-
-            monkey.patch_all()
+        executors.patch(model)
     except ImportError as error:
         raise Failure(
             USAGE, f"--executor {model} needs a library ({error}); install it with: pip install 'green_zmq[{model}]'"
         ) from None
-    from green_zmq import executors
-
     if executors.detect() != model:
         raise Failure(USAGE, f"--executor {model} cannot work: this process was patched for {executors.detect()} already.")
 

@@ -72,6 +72,7 @@ class SqliteDirectory:
         self._expire = expire
         self._boot = _boot()
         self._namespace = _process("self").partition(" ")[0]
+        self._followed = -expire
         with self._errors("opened"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.parent.name.startswith("green_zmq") and path.parent.stat().st_uid not in (os.getuid(), 0):
@@ -130,6 +131,7 @@ class SqliteDirectory:
 
     def withdraw(self, node: Node) -> None:
         with self._errors("written"):
+            self._follow()
             self._database.execute("delete from nodes where instance = ?", (node.instance,))
 
     def look_up(self, topic: Topic) -> list[Entry]:
@@ -139,31 +141,37 @@ class SqliteDirectory:
                 _SELECT.format("server", "l.exchange = ? and l.topic = ? and n.boot = ? and n.expires > ?"),
                 (*topic, self._boot, time.monotonic()),
             ).fetchall()
-        return [Entry(server, self._node(i, record)) for i, record, process, server in rows if self._runs(process)]
+            return [Entry(server, self._node(i, record)) for i, record, process, server in rows if self._runs(process)]
 
     def is_alive(self, node: Node) -> bool:
         with self._errors("read"):
+            self._follow()
             row = self._database.execute(
                 "select process from nodes where instance = ? and boot = ? and expires > ?",
                 (node.instance, self._boot, time.monotonic()),
             ).fetchone()
-        return row is not None and self._runs(row[0])
+        if row is None:
+            # A file that was made anew is filled within a period: until then only a dead process is known to be gone.
+            return self._followed + self._expire > time.monotonic() and bool(_process(node.pid))
+        return self._runs(row[0])
 
     def listings(self) -> Iterable[Listing]:
         now = time.monotonic()
         with self._errors("read"):
+            self._follow()
             rows = self._database.execute(
                 _SELECT.format("exchange, l.topic, l.server, l.since", "n.boot = ? and n.expires > ?"), (self._boot, now)
             ).fetchall()
-        return [
-            Listing(exchange, topic, server, self._node(i, record), now - since)
-            for i, record, process, exchange, topic, server, since in rows
-            if self._runs(process)
-        ]
+            return [
+                Listing(exchange, topic, server, self._node(i, record), now - since)
+                for i, record, process, exchange, topic, server, since in rows
+                if self._runs(process)
+            ]
 
     def sweep(self) -> int:
         now = time.monotonic()
         with self._errors("written"):
+            self._follow()
             rows = self._database.execute("select instance, process, boot, expires from nodes").fetchall()
             dead = [
                 (i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)
@@ -175,8 +183,10 @@ class SqliteDirectory:
 
     def changes(self) -> Collection[Topic] | None:
         try:
+            if self._path.stat().st_ino != self._file:
+                return None
             version = self._watch.execute("pragma data_version").fetchone()
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             return None  # whoever looks up now gets the error
         seen, self._seen = self._seen, version
         return () if seen == version else None
@@ -191,6 +201,8 @@ class SqliteDirectory:
             if self._path.stat().st_ino == self._file:
                 return
         old, watch = self._database, self._watch
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._followed = time.monotonic()
         self._open()
         old.close()
         watch.close()
@@ -220,8 +232,12 @@ class SqliteDirectory:
     def _errors(self, done: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
-            if "not a database" in str(error) or "malformed" in str(error) or isinstance(error, ValueError | TypeError):
+        except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
+            if (
+                "not a database" in str(error)
+                or "malformed" in str(error)
+                or isinstance(error, ValueError | TypeError | AttributeError)
+            ):
                 advice = "it is damaged or no directory of ours: remove it, or set directory_path to another file"
             else:
                 advice = "check its folder's permissions and space, or set directory_path to a file that can be written"

@@ -14,7 +14,7 @@ from typing import cast
 from green_zmq.errors import ModelError
 from green_zmq.executors.base import Model
 
-__all__ = ["NAMES", "choose", "detect", "load"]
+__all__ = ["NAMES", "choose", "detect", "load", "patch"]
 
 NAMES = ("eventlet", "gevent", "threads")
 
@@ -37,6 +37,17 @@ def detect() -> str:
     if len(patched) > 1:
         raise ModelError("This process is patched by eventlet and by gevent; patch it with one of them.")
     return patched[0] if patched else "threads"
+
+
+def patch(name: str) -> None:
+    """Monkey-patch this process for a model: for programs that let their user choose one, before they import anything else.
+
+    :raises ImportError: its library is not installed.
+    """
+    if name == "eventlet":
+        importlib.import_module("eventlet").monkey_patch()
+    elif name == "gevent":
+        importlib.import_module("gevent.monkey").patch_all()
 
 
 def choose(asked: str) -> str:

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of a concurrency model, in processes that are patched for one, for none, and for two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+PATCHES = {
+    "nothing": "",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "both": "from gevent import monkey; monkey.patch_all(); import eventlet; eventlet.monkey_patch()",
+    # These have the library and even patch something, but threads are native.
+    "eventlet without threads": "import eventlet; eventlet.monkey_patch(thread=False)",
+    "imported only": "import eventlet, gevent.monkey",
+}
+ASKED = ("auto", "eventlet", "gevent", "threads", "threading")
+
+_TRY_ALL = """
+import json, sys
+from green_zmq import executors
+from green_zmq.errors import ModelError
+results = {}
+for asked in sys.argv[1:]:
+    try:
+        results[asked] = executors.choose(asked)
+    except ModelError as error:
+        results[asked] = ["ModelError", str(error)]
+print(json.dumps(results))
+"""
+
+_REFUSE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in LIBRARIES:
+            raise ImportError(f"no {name} here")
+import oslo_messaging  # may import eventlet by itself, which is none of our business
+for name in [name for name in sys.modules if name.partition(".")[0] in LIBRARIES]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run(code: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@cache
+def choices(patch: str) -> dict[str, Any]:
+    return run(PATCHES[patch] + _TRY_ALL, *ASKED)
+
+
+@pytest.mark.parametrize(
+    ("patch", "asked", "chosen"),
+    [
+        ("nothing", "auto", "threads"),
+        ("nothing", "threads", "threads"),
+        ("nothing", "threading", "threads"),
+        ("nothing", "eventlet", "eventlet"),
+        ("nothing", "gevent", "gevent"),
+        ("eventlet", "auto", "eventlet"),
+        ("eventlet", "eventlet", "eventlet"),
+        ("gevent", "auto", "gevent"),
+        ("gevent", "gevent", "gevent"),
+        ("eventlet without threads", "auto", "threads"),
+        ("imported only", "auto", "threads"),
+    ],
+)
+def test_choice_that_works(patch: str, asked: str, chosen: str) -> None:
+    assert choices(patch)[asked] == chosen
+
+
+@pytest.mark.parametrize(
+    ("patch", "asked"),
+    [
+        ("eventlet", "gevent"),
+        ("eventlet", "threads"),
+        ("eventlet", "threading"),
+        ("gevent", "eventlet"),
+        ("gevent", "threads"),
+        ("gevent", "threading"),
+    ],
+)
+def test_choice_that_cannot_work_says_what_to_change(patch: str, asked: str) -> None:
+    kind, text = choices(patch)[asked]
+    assert kind == "ModelError"
+    assert f"patched by {patch}" in text
+    assert f"name {patch}" in text
+    assert asked in text or "threads" in text
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_process_patched_by_both_is_refused(asked: str) -> None:
+    kind, text = choices("both")[asked]
+    assert kind == "ModelError"
+    assert "eventlet" in text
+    assert "gevent" in text
+    assert "one of them" in text
+
+
+@pytest.mark.parametrize("patch", ["nothing", "eventlet", "gevent"])
+def test_detecting_imports_no_library(patch: str) -> None:
+    code = (
+        PATCHES[patch]
+        + """
+import sys
+from green_zmq import executors
+before = set(sys.modules)
+executors.choose("auto")
+import json
+print(json.dumps(sorted({m.partition(".")[0] for m in set(sys.modules) - before} & {"eventlet", "gevent"})))
+"""
+    )
+    assert run(code) == []
+
+
+@pytest.mark.parametrize(
+    ("patch", "name"),
+    [
+        ("nothing", "threads"),
+        ("nothing", "eventlet"),
+        ("nothing", "gevent"),
+        ("eventlet", "eventlet"),
+        ("gevent", "gevent"),
+    ],
+)
+def test_model_has_what_it_must_have(patch: str, name: str) -> None:
+    code = (
+        PATCHES[patch]
+        + f"""
+import json, sys
+from green_zmq import executors
+from green_zmq.executors.base import Model
+model = executors.load({name!r})
+wanted = [n for n in dir(Model) if not n.startswith("_")] + list(Model.__annotations__)
+assert model is executors.load({name!r})
+others = {{"eventlet", "gevent"}} - {{{name!r}, {patch!r}}}
+print(json.dumps([
+    model.NAME,
+    [n for n in wanted if not hasattr(model, n)],
+    sorted(o for o in others if any(m == o for m in sys.modules)),
+]))
+"""
+    )
+    model, missing, others = run(code)
+    assert model == name
+    assert missing == []
+    assert others in ([], ["eventlet"]), "libraries of oslo may import eventlet by themselves"
+
+
+@pytest.mark.parametrize("name", ["eventlet", "gevent"])
+def test_missing_library(name: str) -> None:
+    code = (
+        _REFUSE.replace("LIBRARIES", repr((name,)))
+        + f"""
+import json
+from green_zmq import executors
+from green_zmq.errors import ModelError
+assert executors.choose("auto") == "threads"
+assert executors.load("threads").NAME == "threads"
+try:
+    executors.load({name!r})
+except ModelError as error:
+    print(json.dumps(str(error)))
+"""
+    )
+    text = run(code)
+    assert f"executor={name}" in text
+    assert f"no {name} here" in text
+    assert f"pip install 'green_zmq[{name}]'" in text
+
+
+@pytest.mark.parametrize("name", ["eventlet", "gevent"])
+def test_missing_library_is_an_error_when_the_transport_is_made(name: str) -> None:
+    """Not at the first message, when the service has long started."""
+    code = (
+        _REFUSE.replace("LIBRARIES", repr((name,)))
+        + f"""
+import json
+import oslo_messaging
+from oslo_config import cfg
+from green_zmq.errors import ModelError
+try:
+    oslo_messaging.get_rpc_transport(cfg.ConfigOpts(), "zmq+memory://?executor={name}")
+except Exception as error:
+    causes = [error, error.__cause__, error.__context__, getattr(error, "ex", None)]
+    print(json.dumps(any(isinstance(e, ModelError) for e in causes)))
+else:
+    print(json.dumps("made"))
+"""
+    )
+    assert run(code) is True
+
+
+def test_choice_in_the_url_is_checked_when_the_transport_is_made() -> None:
+    code = (
+        PATCHES["gevent"]
+        + """
+import json
+import oslo_messaging
+from oslo_config import cfg
+try:
+    oslo_messaging.get_rpc_transport(cfg.ConfigOpts(), "zmq+memory://?executor=eventlet")
+except Exception as error:
+    print(json.dumps(str(error) + str(getattr(error, "ex", ""))))
+"""
+    )
+    assert "monkey-patched by gevent" in run(code)
