@@ -292,9 +292,6 @@ class Sender:
     def disconnected(self, link: Link, now: float) -> None:
         """The connection was lost, or could not be made."""
         link.up, link.down = False, True
-        for id in [id for id, request in link.taken.items() if request.deadline <= now]:
-            self.counts["messages lost"] += 1
-            self.lost.append((link.taken.pop(id), f"{link.node} accepted it and has not said that it began it"))
         self.doubtful.append(link.node)
         queued = list(link.queue)
         link.queue.clear()
@@ -302,6 +299,8 @@ class Sender:
             self._again(request, now)
         if not link.idle:
             self.wanted.add(link)
+        if link.taken:
+            self.due = -inf
 
     def closed(self, link: Link) -> None:
         """The connection was closed because nothing needs it."""
@@ -355,8 +354,8 @@ class Sender:
         self._directory_error = ""
         self._forget_routes(topic)
         for key in [k for k in self.waiting if k[:2] == topic]:
-            for request in [r for r in self.waiting[key] if r.required or r.kind == FANOUT]:
-                self.waiting[key].remove(request)
+            for request in [r for r in self.waiting.get(key, ()) if r.required or r.kind == FANOUT]:
+                self._unwait(request)
                 self._route(request, now)
             self._pump(key, now)
 
@@ -371,7 +370,7 @@ class Sender:
         if topic in self.table:
             return
         for key in [k for k in self.waiting if k[:2] == topic]:
-            for request in [r for r in self.waiting[key] if r.kind == CALL or r.required]:
+            for request in [r for r in self.waiting.get(key, ()) if r.kind == CALL or r.required]:
                 text = f"The message to {key} cannot be sent, since no server of it is known: {reason}"
                 self._lose(request, reason, DirectoryError(text))
 
@@ -399,6 +398,12 @@ class Sender:
         for request in [r for r in self._requests if r.due() <= now]:
             if not request.over:
                 self._overdue(request, now)
+        # Who cannot be reached cannot say any more that it has begun them, nor give them back.
+        for link in [link for link in self._links.values() if link.taken and not link.up]:
+            for id in [id for id, request in link.taken.items() if request.deadline <= now]:
+                self.counts["messages lost"] += 1
+                self.lost.append((link.taken.pop(id), f"{link.node} accepted it and has not said that it began it"))
+            self.due = min([self.due, *[request.deadline for request in link.taken.values()]])
         self.due = min(
             self.due,
             min((request.due() for request in self._requests), default=inf),
@@ -614,6 +619,13 @@ class Sender:
             place -= 1
         queue.insert(place, request)
 
+    def _unwait(self, request: Outgoing) -> None:
+        queue = self.waiting.get(request.key)
+        if queue is not None and request in queue:
+            queue.remove(request)
+            if not queue:
+                del self.waiting[request.key]
+
     def _pump_all(self, now: float) -> None:
         for key in list(self.waiting):
             self._pump(key, now)
@@ -659,7 +671,7 @@ class Sender:
         limits = self._limits
         if self._has_room(request, copies):
             if request.kind == FANOUT and route is not None:
-                self.waiting[request.key].remove(request)
+                self._unwait(request)
                 self._fan_out(request, route.links, now)
             else:
                 self.counts["messages kept in the outbox"] += 1
@@ -708,11 +720,10 @@ class Sender:
         if link is not None and request.id:
             link.open.pop(request.id, None)
             return
-        queue = self.waiting.get(request.key) if link is None else link.queue
-        if queue is not None and request in queue:
-            queue.remove(request)
-            if link is None and not queue:
-                del self.waiting[request.key]
+        if link is None:
+            self._unwait(request)
+        elif request in link.queue:
+            link.queue.remove(request)
 
     def _finish(self, request: Outgoing) -> None:
         if not request.released:
