@@ -510,6 +510,25 @@ def test_kill_in_the_middle_of_writing_harms_nobody(machine: Opener, topic: Topi
             reader.withdraw(mine)
 
 
+def test_new_file_opened_by_several_at_once(tmp_path: Path) -> None:
+    """Whoever comes second while the first makes the file must wait for it, not fail."""
+    errors: list[DirectoryError] = []
+
+    def work(path: Path) -> None:
+        try:
+            open_directory(settings_of("zmq://", path)).close()
+        except DirectoryError as error:
+            errors.append(error)
+
+    for n in range(50):
+        threads = [threading.Thread(target=work, args=(tmp_path / f"{n}.sqlite",)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
 def test_twenty_processes_at_once(machine: Opener, topic: Topic) -> None:
     barrier = fork.Barrier(20)
 

@@ -93,7 +93,7 @@ class SqliteDirectory:
         database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             database.execute("pragma foreign_keys = on")
-            database.execute("pragma journal_mode = wal")
+            self._use_wal(database)
             database.execute("pragma synchronous = off")  # nothing in it outlives the machine
             (version,) = database.execute("pragma user_version").fetchone()
             if version > _VERSION:
@@ -107,6 +107,20 @@ class SqliteDirectory:
             database.close()
             raise
         return database
+
+    @staticmethod
+    def _use_wal(database: sqlite3.Connection) -> None:
+        """Of processes that open a new file at once, all but one are told that it is locked, without any waiting."""
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                database.execute("pragma journal_mode = wal")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
         now = time.monotonic()
