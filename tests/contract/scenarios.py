@@ -281,6 +281,14 @@ def call_for_length(url: str, topic: str, size: int, **how: Any) -> int:
     return len(call(url, topic, "fill", {"size": size}, **how))
 
 
+def tick_while_sending(url: str, topic: str, size: int, **how: Any) -> list[Any]:
+    """How late the worst tick was while so many characters went out; and how many arrived."""
+    value = "x" * size
+    client = _prepared(url, topic, **how)
+    worst, (arrived, _) = _latest(lambda: client.call({}, "digest", value=value))
+    return [worst, arrived]
+
+
 def tick_while_echoing(url: str, topic: str, size: int, **how: Any) -> list[Any]:
     """How late the worst tick was while so many characters went there and back; and how many came back."""
     value = "x" * size

@@ -14,6 +14,9 @@ from tests.contract.harness import GREEN, Directory, Worker, following
 
 # The most that a 10 ms ticker may be late, seconds, beyond what the machine itself makes others late by.
 MOST = 0.05
+# A string that is received is one piece of memory in the end, so the allocator may have to move it once as it grows: a copy
+# of up to 64 MiB in one step, into memory that the machine has to find first.
+COPY = 0.15
 
 pytestmark = pytest.mark.parametrize("model", GREEN)
 Start = Callable[[str], Worker]
@@ -60,13 +63,22 @@ def test_connecting_to_a_dead_host(model: str, client: Worker, start: Start, dir
     assert worst < MOST + max(late)
 
 
-def test_sending_and_receiving_64_mib(client: Worker, start: Start, url: str, topic: str) -> None:
+def test_sending_64_mib(client: Worker, start: Start, url: str, topic: str) -> None:
+    start("threads").run("serve", url=url, topic=topic)
+    size = 64 << 20
+    with _control() as late:
+        worst, length = client.run("tick_while_sending", url=url, topic=topic, size=size, timeout=60)
+    assert length == size
+    assert worst < MOST + max(late)
+
+
+def test_receiving_64_mib(client: Worker, start: Start, url: str, topic: str) -> None:
     start("threads").run("serve", url=url, topic=topic)
     size = 64 << 20
     with _control() as late:
         worst, length = client.run("tick_while_echoing", url=url, topic=topic, size=size, timeout=60)
     assert length == size
-    assert worst < MOST + max(late)
+    assert worst < MOST + COPY + max(late)
 
 
 def test_serving_64_mib(client: Worker, start: Start, url: str, topic: str) -> None:
@@ -78,7 +90,7 @@ def test_serving_64_mib(client: Worker, start: Start, url: str, topic: str) -> N
         assert client.run("tick_while_echoing", url=url, topic=topic, size=size, timeout=60)[1] == size
         server.run("release", label="server")
         worst = ticking.result(20)
-    assert worst < MOST + max(late)
+    assert worst < MOST + COPY + max(late)
 
 
 def test_closing_with_messages_pending(client: Worker, directory: Directory, topic: str) -> None:
