@@ -5,8 +5,8 @@ One ROUTER at the server, one DEALER at the client, each owned by one loop with 
 fixed by the URL, ``bare://127.0.0.1:PORT``. No acknowledgements, no directory, no retries, no time limits. It uses the
 concurrency models of green_zmq, so that both have the same ground under them, and nothing else of it.
 
-It is what one writes with the public interfaces of pyzmq and oslo.serialization. With private methods of pyzmq, an encoder
-made once and no look for further frames it would be faster still by about a fifth; ``README.rst`` has the figures.
+It is what one writes with the public interfaces of pyzmq and oslo.serialization. With what lies below those, an encoder
+made once and no look for further frames it would be faster still by a quarter; ``doc/performance.rst`` has the figures.
 """
 
 from __future__ import annotations
