@@ -107,7 +107,7 @@ class Client:
     def settle(self) -> None:
         """Do what was decided, until nothing is left to do."""
         sender = self._sender
-        while sender.writes or sender.wanted or sender.lookups or sender.doubtful or sender.dropped:
+        while sender.undone:
             self._carry_out()
         if sender.finished:
             finished, sender.finished = sender.finished, []

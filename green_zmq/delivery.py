@@ -417,6 +417,11 @@ class Sender:
             self._lose(request, reason, TransportClosed(f"The message to {request.key} was given up: {reason}."))
 
     @property
+    def undone(self) -> bool:
+        """Whether there is something for the owner to carry out."""
+        return bool(self.writes or self.wanted or self.lookups or self.doubtful or self.dropped)
+
+    @property
     def pending(self) -> int:
         """Messages that no caller waits for and that no server has taken yet."""
         return len(self._outbox)

@@ -88,15 +88,7 @@ class Engine:
     def _settle(self) -> None:
         """At the end of each round of the loop: most often one side has something to do, or neither."""
         sender, receiver = self._sender, self._receiver
-        if (
-            sender.writes
-            or sender.finished
-            or sender.waiting
-            or sender.wanted
-            or sender.lookups
-            or sender.doubtful
-            or sender.lost
-        ):
+        if sender.undone or sender.finished or sender.waiting or sender.lost:
             self.client.settle()
         if receiver.writes or receiver.acks:
             self.server.settle()

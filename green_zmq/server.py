@@ -154,6 +154,7 @@ class Server:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.node: Node | None = None
+        self._closed = False
         self._loop = loop
         self._receiver = receiver
         self._resolver = resolver
@@ -227,6 +228,7 @@ class Server:
             self.due = min(self.due, listener.due)
 
     def close(self, linger: float) -> None:
+        self._closed = True
         for listener in self._all():
             self._stopped(listener, lambda _: None)
         self.settle()
@@ -237,6 +239,9 @@ class Server:
 
     def _start(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
         listener, then = order
+        if self._closed:
+            then(TransportClosed("The transport was closed."))
+            return
         if self.node is None:
             try:
                 port = self._router.open()
