@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -362,7 +363,7 @@ def test_demo_on_a_terminal(env: dict[str, str]) -> None:
 
 def test_demo_with_a_server_that_dies(env: dict[str, str]) -> None:
     begin = time.monotonic()
-    with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "1000") as demo:
+    with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "2000") as demo:
         found = wait_for(lambda: len(servers := listed(env)) == 3 and servers)
         pid = next(server["pid"] for server in found if server["model"] == "gevent")
         os.kill(pid, signal.SIGKILL)
@@ -370,7 +371,8 @@ def test_demo_with_a_server_that_dies(env: dict[str, str]) -> None:
     assert (demo.returncode, err) == (1, "")
     assert time.monotonic() - begin < 30
     assert "server gevent ended early (exit code -9)" in out
-    assert "calls of client eventlet were answered" in out
+    # How far the clients had come by then is a matter of speed: the last has calls left in any case.
+    assert re.search(r"server gevent: \d+ of 2000 calls of client \w+ were answered", out)
     assert listed(env) == []
 
 
