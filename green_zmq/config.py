@@ -6,10 +6,13 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
+import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from oslo_config import cfg
 from oslo_messaging.transport import TransportURL
@@ -49,13 +52,13 @@ OPTIONS: Final = [
     ),
     cfg.IntOpt(
         "zmq_target_expire",
-        default=60,
+        default=75,
         min=3,
         help="Seconds after which a process that has not refreshed its record in the directory is taken for dead.",
     ),
     cfg.IntOpt(
         "zmq_target_update",
-        default=20,
+        default=25,
         min=1,
         help="Seconds between two refreshes of the record; less than half of zmq_target_expire.",
     ),
@@ -76,6 +79,29 @@ OPTIONS: Final = [
         help="The file of the embedded directory (zmq://). By default green_zmq/directory.sqlite in the runtime folder of the "
         "user ($XDG_RUNTIME_DIR, /run/user/UID), or else in green_zmq-UID in the folder for temporary files. All processes "
         "that are to find each other must name the same.",
+    ),
+    cfg.StrOpt(
+        "redis_prefix",
+        default="green_zmq",
+        help="What the keys and channels of a Redis directory begin with. Clouds that share a Redis need one each.",
+    ),
+    cfg.FloatOpt(
+        "redis_timeout",
+        default=2.0,
+        min=0.1,
+        help="Seconds that Redis or a sentinel has to accept a connection, and to answer a command.",
+    ),
+    cfg.BoolOpt("redis_tls", default=False, help="Whether Redis and sentinels are reached over TLS."),
+    cfg.StrOpt(
+        "redis_ca_file",
+        help="The file with the certificates of the authorities that may have signed those of Redis and sentinels. By default "
+        "those that the system trusts.",
+    ),
+    cfg.StrOpt("redis_cert_file", help="The file with the certificate that we show to Redis and sentinels, if they ask."),
+    cfg.StrOpt("redis_key_file", help="The file with the key to redis_cert_file, unless that has it."),
+    cfg.StrOpt("redis_sentinel_username", help="The user for sentinels; the URL has that of Redis itself."),
+    cfg.StrOpt(
+        "redis_sentinel_password", secret=True, help="The password for sentinels. The one in the URL is for Redis itself."
     ),
     cfg.FloatOpt(
         "cast_grace",
@@ -126,7 +152,42 @@ OPTIONS: Final = [
     ),
 ]
 
-_DIRECTORIES: Final = {"zmq": "sqlite", "zmq+memory": "memory"}
+# By scheme: the directory, and the port of its hosts.
+_DIRECTORIES: Final = {
+    "zmq": ("sqlite", 0),
+    "zmq+memory": ("memory", 0),
+    "zmq+redis": ("redis", 6379),
+    "zmq+sentinel": ("redis", 26379),
+}
+
+
+@dataclass(frozen=True)
+class Redis:
+    """How Redis is reached.
+
+    :ivar hosts: of Redis, replicas of one another; with a ``group``, of sentinels.
+    :ivar group: what the sentinels call the Redis they watch.
+    :ivar user: and password: of Redis; the sentinels have their own.
+    :ivar timeout: for a connection, and for a command, seconds.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    group: str
+    database: int
+    user: str | None
+    password: str | None = field(repr=False)
+    sentinel_user: str | None
+    sentinel_password: str | None = field(repr=False)
+    prefix: str
+    timeout: float
+    tls: bool
+    ca_file: str | None
+    cert_file: str | None
+    key_file: str | None
+
+    def __str__(self) -> str:
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        return f"{self.group} of the sentinels {hosts}" if self.group else f"Redis {hosts}"
 
 
 @dataclass(frozen=True)
@@ -136,6 +197,7 @@ class Settings:
     model: str
     directory: str
     directory_path: Path
+    redis: Redis | None
     host: str
     bind_address: str
     min_port: int
@@ -163,13 +225,14 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
     :raises ConfigError: options do not fit each other.
     :raises ModelError: the concurrency model cannot work in this process.
     """
-    directory = _DIRECTORIES.get(url.transport)
-    if directory is None:
+    if url.transport not in _DIRECTORIES:
         known = ", ".join(f"{scheme}://" for scheme in _DIRECTORIES)
-        raise InvalidTransportURL(str(url), f"'{url.transport}://' is no transport of green_zmq; it has {known}.")
-    if url.hosts or (url.virtual_host or "").strip("/"):
+        raise InvalidTransportURL(_without_password(url), f"'{url.transport}://' is no transport of green_zmq; it has {known}.")
+    directory, port = _DIRECTORIES[url.transport]
+    if not port and (url.hosts or (url.virtual_host or "").strip("/")):
         raise InvalidTransportURL(
-            str(url), f"{url.transport}:// names no host and no path; the file of its directory is directory_path."
+            _without_password(url),
+            f"{url.transport}:// names no host and no path; the file of its directory is directory_path",
         )
     values = _values(conf, url)
     if values["rpc_zmq_max_port"] <= values["rpc_zmq_min_port"]:
@@ -189,11 +252,12 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
             f"message_ttl ({values['message_ttl']:g}) must be above cast_grace ({values['cast_grace']:g}), "
             "or messages are given up before they are kept."
         )
-    # Everybody on one machine: nobody else is to reach it.
-    host = values["rpc_zmq_host"] or "127.0.0.1"
+    # With everybody on one machine, nobody else is to reach it.
+    host = values["rpc_zmq_host"] or (socket.gethostname() if port else "127.0.0.1")
     return Settings(
         model=executors.choose(values["executor"]),
         directory=directory,
+        redis=_redis(url, values, port) if port else None,
         directory_path=Path(values["directory_path"]) if values["directory_path"] else _default_path(),
         host=host,
         bind_address=values["rpc_zmq_bind_address"] or (host if _is_loopback(host) else "*"),
@@ -224,15 +288,76 @@ def _values(conf: cfg.ConfigOpts, url: TransportURL) -> dict[str, Any]:
     for name, text in url.query.items():
         if name not in options:
             raise InvalidTransportURL(
-                str(url), f"The query of the transport URL has the unknown option {name!r}; known are {', '.join(options)}."
+                _without_password(url),
+                f"The query of the transport URL has the unknown option {name!r}; known are {', '.join(options)}.",
             )
         try:
             values[name] = options[name].type(text)
         except ValueError as error:
             raise InvalidTransportURL(
-                str(url), f"In the query of the transport URL, {name}={text} is wrong: {error}."
+                _without_password(url), f"In the query of the transport URL, {name}={text} is wrong: {error}."
             ) from None
     return values
+
+
+def _redis(url: TransportURL, values: dict[str, Any], port: int) -> Redis:
+    """
+    :raises InvalidTransportURL: the URL's hosts, credentials or path do not tell what is to be reached.
+    :raises ConfigError: the options for it do not fit each other.
+    """
+    sentinel = url.transport == "zmq+sentinel"
+    form = (
+        "zmq+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST...]/GROUP[/DB]"
+        if sentinel
+        else ("zmq+redis://[USER:PASSWORD@]HOST[:PORT][,HOST...][/DB]")
+    )
+
+    def wrong(what: str) -> InvalidTransportURL:
+        return InvalidTransportURL(_without_password(url), f"{what}; the transport URL is to be {form}.")
+
+    if not url.hosts or not all(host.hostname for host in url.hosts):
+        raise wrong("It names no host" if not url.hosts else "A host has no name")
+    credentials = {(host.username or None, host.password) for host in url.hosts if host.username or host.password}
+    if len(credentials) > 1:
+        raise wrong("Its hosts have different users or passwords")
+    user, password = credentials.pop() if credentials else (None, None)
+    if user and password is None:
+        raise wrong(f"The user {user} has no password")
+    group, _, database = (url.virtual_host or "").partition("/") if sentinel else ("", "", url.virtual_host or "")
+    database = database.strip("/")
+    if sentinel and not group:
+        raise wrong("It names no group of the sentinels")
+    if not re.fullmatch(r"\d{0,5}", database, re.ASCII):
+        raise wrong(f"{database!r} is no number of a database")
+    if not values["redis_prefix"]:
+        raise ConfigError("redis_prefix must not be empty.")
+    for name in ("redis_ca_file", "redis_cert_file", "redis_key_file"):
+        if values[name] and not values["redis_tls"]:
+            raise ConfigError(f"{name} is set, but redis_tls is not: set it too, or Redis is reached without TLS.")
+    return Redis(
+        hosts=tuple((host.hostname, host.port or port) for host in url.hosts),
+        group=group,
+        database=int(database or 0),
+        user=user,
+        password=password,
+        sentinel_user=values["redis_sentinel_username"],
+        sentinel_password=values["redis_sentinel_password"],
+        prefix=values["redis_prefix"],
+        timeout=values["redis_timeout"],
+        tls=values["redis_tls"],
+        ca_file=values["redis_ca_file"],
+        cert_file=values["redis_cert_file"],
+        key_file=values["redis_key_file"],
+    )
+
+
+def _without_password(url: TransportURL) -> str:
+    """For messages, which end in logs."""
+    text = str(url)
+    for host in url.hosts:
+        if host.password:
+            text = text.replace(f":{quote(host.password, '')}@", ":***@")
+    return text
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from _queue import SimpleQueue  # the native one: under a patched name, waiting for it would need a hub
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Callable
 from math import inf
 from typing import Any, Final
@@ -33,6 +33,9 @@ _FRESH: Final = 0.01
 _RETRY: Final = 1.0
 
 _Then = Callable[[Any], None]
+
+
+def _ignore(_: object) -> None: ...
 
 
 class Resolver:
@@ -59,8 +62,10 @@ class Resolver:
         self._now = now
         self._gone = gone
         self._news = news
-        self._jobs: SimpleQueue[tuple[Callable[[Directory], Any], _Then] | None] = SimpleQueue()
-        self._started = False
+        self._jobs: deque[tuple[Callable[[Directory], Any], _Then] | None] = deque()
+        # Tells the native thread, once it runs, that there is a job.
+        self._wake: int | None = None
+        self._ended = False
         self._directory: Directory | None = None
         self._failing = False
         self._checked = 0.0
@@ -95,11 +100,12 @@ class Resolver:
         self._announce_at = self._watch_at = inf
         self._set_due()
         if node is not None:
-            self._do(lambda directory: directory.withdraw(node), then)
+            self._do(lambda directory: directory.withdraw(node.instance), then)
         else:
             then(None)
-        if self._started:
-            self._jobs.put(None)
+        if self._wake is not None:
+            self._put(None)
+        self._ended = True
 
     # What it is asked.
 
@@ -131,7 +137,7 @@ class Resolver:
 
     def tick(self, now: float) -> None:
         if self._announce_at <= now and self._node is not None:
-            self.announce(self._node, self._listeners, lambda _: None)
+            self.announce(self._node, self._listeners, _ignore)
         if self._watch_at <= now:
             self._watch_at = inf
             self.watch(now)
@@ -182,17 +188,35 @@ class Resolver:
         self._news(topic)
 
     def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
-        if not self._started:
-            self._started = True
+        if self._ended:
+            return
+        if self._wake is None:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
             self._loop.model.start_native(self._work)
-        self._jobs.put((job, then))
+        self._put((job, then))
+
+    def _put(self, item: tuple[Callable[[Directory], Any], _Then] | None) -> None:
+        self._jobs.append(item)
+        assert self._wake is not None
+        os.eventfd_write(self._wake, 1)
 
     def _work(self) -> None:
         """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
-        directory = None
+        directory: Directory | None = None
+        cut_off = False
         with contextlib.suppress(TransportClosed):  # the loop did not wait for the last answers
-            while (item := self._jobs.get()) is not None:
+            while True:
+                if not self._jobs:
+                    error = self._wait(directory)
+                    if error is not None or cut_off:
+                        self._loop.post(self._answered, (_ignore, error))
+                    cut_off = error is not None
+                    continue
+                item = self._jobs.popleft()
+                if item is None:
+                    break
                 job, then = item
+                answer: Any
                 try:
                     if directory is None:
                         directory = open_directory(self._settings)
@@ -205,6 +229,22 @@ class Resolver:
                 self._loop.post(self._answered, (then, answer))
         if directory is not None:
             directory.close()
+        assert self._wake is not None
+        os.close(self._wake)
+
+    def _wait(self, directory: Directory | None) -> DirectoryError | None:
+        """For the next job, or news of the directory."""
+        assert self._wake is not None
+        try:
+            if directory is None:
+                os.eventfd_read(self._wake)
+            else:
+                directory.wait(self._wake)
+        except DirectoryError as error:
+            return error
+        except Exception as error:
+            return DirectoryError(f"The directory failed because of a defect: {error!r}")
+        return None
 
     def _opened(self, directory: Directory) -> None:
         self._directory = directory

@@ -6,9 +6,9 @@ from __future__ import annotations
 import importlib
 
 from green_zmq.config import Settings
-from green_zmq.directory.base import Directory, Listing
+from green_zmq.directory.base import Directory, Listing, Stale
 
-__all__ = ["Directory", "Listing", "open_directory"]
+__all__ = ["Directory", "Listing", "Stale", "open_directory"]
 
 
 def open_directory(settings: Settings) -> Directory:

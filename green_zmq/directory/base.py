@@ -19,6 +19,15 @@ class Listing(NamedTuple):
     age: float
 
 
+class Stale(NamedTuple):
+    """A listener whose process is gone, or does not have it any more."""
+
+    exchange: str
+    topic: str
+    server: str
+    instance: bytes
+
+
 class Directory(Protocol):
     """All but :meth:`changes` may block, and are called from one native thread.
 
@@ -28,8 +37,8 @@ class Directory(Protocol):
     def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
         """Write the node's record anew, with exactly these listeners; it expires unless announced again in time."""
 
-    def withdraw(self, node: Node) -> None:
-        """Remove the node's record."""
+    def withdraw(self, instance: bytes) -> bool:
+        """Remove a node's record and its listeners; whether it was there."""
 
     def look_up(self, topic: Topic) -> list[Entry]:
         """The live listeners of a topic, as of now."""
@@ -40,10 +49,16 @@ class Directory(Protocol):
     def listings(self) -> Iterable[Listing]:
         """All live listeners."""
 
-    def sweep(self) -> int:
-        """Remove what has expired; how many nodes that were."""
+    def sweep(self, *, dry_run: bool = False) -> list[Stale]:
+        """Remove what was left behind, unless it is only asked for; the listeners that were, or would be, removed."""
 
     def changes(self) -> Collection[Topic] | None:
-        """The topics that may have changed since this was last asked; None: any. Never blocks, costs microseconds."""
+        """The topics that were looked up and may have changed since this was last asked; None: any.
+
+        Never blocks, costs microseconds.
+        """
+
+    def wait(self, wake: int) -> None:
+        """Block until that eventfd is written to, and take what was written. May return before if there is news."""
 
     def close(self) -> None: ...

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable
 
 from green_zmq.config import Settings
-from green_zmq.directory.base import Listing
+from green_zmq.directory.base import Listing, Stale
 from green_zmq.routing import Entry, Node, Topic
 
 
@@ -44,10 +44,14 @@ class MemoryDirectory:
             _shared.expires[node] = now + self._expire
             _shared.version += old != new
 
-    def withdraw(self, node: Node) -> None:
+    def withdraw(self, instance: bytes) -> bool:
         with _shared.lock:
-            _shared.expires.pop(node, None)
             self._drop_dead()
+            found = [node for node in _shared.expires if node.instance == instance]
+            for node in found:
+                del _shared.expires[node]
+            self._drop_dead()
+            return bool(found)
 
     def look_up(self, topic: Topic) -> list[Entry]:
         with _shared.lock:
@@ -68,17 +72,25 @@ class MemoryDirectory:
                 for (topic, server, node), since in _shared.since.items()
             ]
 
-    def sweep(self) -> int:
+    def sweep(self, *, dry_run: bool = False) -> list[Stale]:
+        now = time.monotonic()
         with _shared.lock:
-            return self._drop_dead()
+            dead = {node for node, expires in _shared.expires.items() if expires <= now}
+            stale = [Stale(*topic, server, node.instance) for topic, server, node in _shared.since if node in dead]
+            if not dry_run:
+                self._drop_dead()
+            return stale
 
     def changes(self) -> Collection[Topic] | None:
         seen, self._seen = self._seen, _shared.version
         return () if seen == self._seen else None
 
+    def wait(self, wake: int) -> None:
+        os.eventfd_read(wake)
+
     def close(self) -> None: ...
 
-    def _drop_dead(self) -> int:
+    def _drop_dead(self) -> None:
         now = time.monotonic()
         dead = [node for node, expires in _shared.expires.items() if expires <= now]
         for node in dead:
@@ -86,7 +98,6 @@ class MemoryDirectory:
         for entry in [entry for entry in _shared.since if entry[2] not in _shared.expires]:
             del _shared.since[entry]
             _shared.version += 1
-        return len(dead)
 
 
 def open_directory(settings: Settings) -> MemoryDirectory:

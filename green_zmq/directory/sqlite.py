@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from green_zmq.config import Settings
-from green_zmq.directory.base import Listing
+from green_zmq.directory.base import Listing, Stale
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
 
@@ -143,10 +143,10 @@ class SqliteDirectory:
                 "insert into listeners values (?, ?, ?, ?, ?)", [(*row, node.instance, now) for row in wanted - stored]
             )
 
-    def withdraw(self, node: Node) -> None:
+    def withdraw(self, instance: bytes) -> bool:
         with self._errors("written"):
             self._follow()
-            self._database.execute("delete from nodes where instance = ?", (node.instance,))
+            return self._database.execute("delete from nodes where instance = ?", (instance,)).rowcount > 0
 
     def look_up(self, topic: Topic) -> list[Entry]:
         with self._errors("read"):
@@ -182,7 +182,7 @@ class SqliteDirectory:
                 if self._runs(process)
             ]
 
-    def sweep(self) -> int:
+    def sweep(self, *, dry_run: bool = False) -> list[Stale]:
         now = time.monotonic()
         with self._errors("written"):
             self._follow()
@@ -190,10 +190,14 @@ class SqliteDirectory:
             dead = [
                 (i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)
             ]
-            if dead:
-                with self._transaction() as database:
+            if not dead:
+                return []
+            with self._transaction() as database:
+                query = "select exchange, topic, server, instance from listeners where instance = ?"
+                stale = [Stale(*row) for instance in dead for row in database.execute(query, instance)]
+                if not dry_run:
                     database.executemany("delete from nodes where instance = ?", dead)
-        return len(dead)
+        return stale
 
     def changes(self) -> Collection[Topic] | None:
         try:
@@ -204,6 +208,9 @@ class SqliteDirectory:
             return None  # whoever looks up now gets the error
         seen, self._seen = self._seen, version
         return () if seen == version else None
+
+    def wait(self, wake: int) -> None:
+        os.eventfd_read(wake)
 
     def close(self) -> None:
         self._database.close()

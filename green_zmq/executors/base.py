@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
+
+if TYPE_CHECKING:
+    import select
 
 
 class Event(Protocol):
@@ -64,6 +67,9 @@ class Model(Protocol):
 
     def start_native(self, fn: Callable[[], None]) -> None:
         """Run a function that may block in a native thread of its own."""
+
+    def native_poll(self) -> select.poll:
+        """For a native thread to wait with: patching takes it away from the module ``select``."""
 
     def pause(self) -> None:
         """Let other green threads run."""

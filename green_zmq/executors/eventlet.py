@@ -181,6 +181,9 @@ def start_native(fn: Callable[[], None]) -> None:
     _native.Thread(target=fn, daemon=True).start()
 
 
+native_poll = patcher.original("select").poll
+
+
 def pause() -> None:
     eventlet.sleep(0)
 

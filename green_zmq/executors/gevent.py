@@ -184,7 +184,17 @@ def spawn(fn: Callable[[], None]) -> None:
 
 
 def start_native(fn: Callable[[], None]) -> None:
-    _start_new_thread(fn, ())
+    def run() -> None:
+        try:
+            fn()
+        finally:
+            # Waking others and using patched modules has made it a hub of its own, which holds descriptors.
+            get_hub().destroy(destroy_loop=True)
+
+    _start_new_thread(run, ())
+
+
+native_poll = gevent.monkey.get_original("select", "poll")
 
 
 def pause() -> None:

@@ -77,6 +77,9 @@ def start_native(fn: Callable[[], None]) -> None:
     threading.Thread(target=fn, name="green_zmq directory", daemon=True).start()
 
 
+native_poll = select.poll
+
+
 def pause() -> None:
     """Native threads run by themselves."""
 

@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of a cluster, in Redis or Valkey: ``zmq+redis://``, and with failover ``zmq+sentinel://``.
+
+What is stored, with the prefix of the cloud before each key:
+
+``PREFIX:node:INSTANCE``
+    a node's record, in JSON: where it is, and its listeners. It expires. What it says holds.
+``PREFIX:members``
+    a sorted set, an index: for each listener a member of its topic, instance and server, which begins with the topic, so
+    that the listeners of a topic are a range of it. One member more, the last, is the *epoch*, drawn when the set is made.
+``PREFIX:DB:topic:TOPIC``
+    a channel. The instance of a node is published when its listeners of that topic have changed.
+``PREFIX:DB:kept``
+    a channel. The time that the index has to live, in ms, is published whenever a node has seen to it.
+
+A node refreshes its record with one command, which also tells whether the database still has it. Records are written and
+removed together with the index by scripts, so no half of a listener is ever visible. The index expires as well, so that
+nothing is left if everybody was killed; once in a period any one node, whoever comes first, prolongs its life, removes
+from it what is stale, and tells the others that they need not.
+
+If the database has lost everything, which is seen from the epoch, then those that were known go on being told of until
+they have registered again, or have had the time to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from green_zmq import executors
+from green_zmq.config import Redis, Settings
+from green_zmq.directory.base import Listing, Stale
+from green_zmq.errors import DirectoryError
+from green_zmq.routing import Entry, Node, Topic
+
+# Seconds between two attempts to be told of changes again.
+_RETRY: Final = 1.0
+# Records asked for in one command.
+_CHUNK: Final = 500
+# The index must be kept for another period by somebody when it has less to live than it has then. 0: at every refresh.
+_KEPT: Final = 0.75
+# No topic begins with it, since no UTF-8 has it: the epoch is behind all of them.
+_EPOCH: Final = b"\xff"
+
+# KEYS: index, record. ARGV: time to live (ms), record, epoch if there is none, what to publish, channel to tell the index's
+# time to live on or '', number of members, them, number of members to remove, them, channels.
+_ANNOUNCE: Final = """
+local ttl, n = tonumber(ARGV[1]), tonumber(ARGV[6])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ttl)
+if n > 0 then
+    if #redis.call('ZRANGEBYLEX', KEYS[1], '[\\255', '+', 'LIMIT', 0, 1) == 0 then
+        redis.call('ZADD', KEYS[1], 0, ARGV[3])
+    end
+    for i = 7, 6 + n do redis.call('ZADD', KEYS[1], 0, ARGV[i]) end
+end
+local m = tonumber(ARGV[7 + n])
+for i = 8 + n, 7 + n + m do redis.call('ZREM', KEYS[1], ARGV[i]) end
+if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
+for i = 8 + n + m, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[4]) end
+if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], redis.call('PTTL', KEYS[1])) end
+"""
+
+# KEYS: index, record. ARGV: the record as it must be, else nothing is done ('': absent), whether to remove it, what to
+# publish, number of members to remove, them, channels.
+_REMOVE: Final = """
+if (redis.call('GET', KEYS[2]) or '') ~= ARGV[1] then return 0 end
+if ARGV[2] == '1' then redis.call('DEL', KEYS[2]) end
+local n = tonumber(ARGV[4])
+for i = 5, 4 + n do redis.call('ZREM', KEYS[1], ARGV[i]) end
+if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+for i = 5 + n, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[3]) end
+return 1
+"""
+
+_T = TypeVar("_T")
+
+
+class _Record(NamedTuple):
+    """What is stored of a node.
+
+    :ivar since: its listeners, with the times they began by the wall clock of its host.
+    :ivar text: all that, as it is stored.
+    """
+
+    node: Node
+    since: dict[tuple[Topic, str], float]
+    text: bytes
+
+
+def _dump(node: Node, since: dict[tuple[Topic, str], float]) -> _Record:
+    fields = {name: value for name, value in node._asdict().items() if name != "instance"}
+    listeners = sorted([*topic, server, at] for (topic, server), at in since.items())
+    return _Record(node, since, json.dumps({**fields, "listeners": listeners}, separators=(",", ":")).encode())
+
+
+def _load(instance: bytes, text: bytes | None) -> _Record | None:
+    """None also if it is none of ours: of a later release, say. A node is then not found, and left alone."""
+    try:
+        fields = json.loads(text or b"")
+        since = {(Topic(exchange, topic), server): float(at) for exchange, topic, server, at in fields["listeners"]}
+        node = Node(instance=instance, **{name: value for name, value in fields.items() if name in Node._fields})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return _Record(node, since, text or b"")
+
+
+def _begin(topic: Topic) -> bytes:
+    """What the members of a topic begin with, and those of no other."""
+    exchange, name = topic.exchange.encode(), topic.name.encode()
+    return b"%d:%s%d:%s" % (len(exchange), exchange, len(name), name)
+
+
+def _split(text: bytes) -> tuple[Topic, bytes]:
+    """The topic that this begins with, and the rest.
+
+    :raises ValueError: it begins with none.
+    """
+    names = []
+    for _ in Topic._fields:
+        length, _, text = text.partition(b":")
+        names.append(text[: int(length)].decode())
+        text = text[int(length) :]
+    return Topic(*names), text
+
+
+def _member(instance: bytes, topic: Topic, server: str) -> bytes:
+    return b"%s%s%s" % (_begin(topic), instance.hex().encode(), server.encode())
+
+
+def _parse(member: bytes) -> Stale:
+    topic, rest = _split(member)
+    return Stale(*topic, server=rest[32:].decode(), instance=bytes.fromhex(rest[:32].decode()))
+
+
+class RedisDirectory:
+    def __init__(self, settings: Settings) -> None:
+        """:raises DirectoryError: it cannot be reached or used."""
+        assert settings.redis is not None
+        self._address = address = settings.redis
+        self._expire = settings.expire
+        self._update = settings.update
+        self._poll = executors.load(settings.model).native_poll
+        self._clients = _clients(address)
+        self._client = self._clients[0]
+        self._pubsub: Any = None
+        self._try_at = 0.0
+        self._index = f"{address.prefix}:members"
+        self._channel = f"{address.prefix}:{address.database}:".encode()
+        self._kept_until = 0.0
+        # What this process wrote itself, with the times its listeners began.
+        self._written: dict[bytes, _Record] = {}
+        # Topics that may have changed, None for any: put in here in the native thread, taken out by the loop's.
+        self._news: deque[Topic | None] = deque([None])
+        # What was last found of each topic whose channel is listened to; those that have changed since.
+        self._known: dict[Topic, list[Entry]] = {}
+        self._changed: set[Topic] = set()
+        self._epoch: bytes | None = None
+        # After everything was lost, instances that are known to have written, or removed, their record since then.
+        self._healed_at = 0.0
+        self._sure: set[bytes] = set()
+        self._do(lambda: None)
+
+    # What is asked by one native thread.
+
+    def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
+        now = time.time()
+        known = self._written.get(node.instance)
+        since = {} if known is None else known.since
+        record = _dump(node, {listener: since.get(listener, now) for listener in listeners})
+        self._do(lambda: self._announce(record, known))
+        self._written[node.instance] = record
+
+    def withdraw(self, instance: bytes) -> bool:
+        known = self._written.pop(instance, None)
+        return self._do(lambda: self._withdraw(instance, known))
+
+    def look_up(self, topic: Topic) -> list[Entry]:
+        return self._do(lambda: self._look_up(topic))
+
+    def is_alive(self, node: Node) -> bool:
+        return self._do(lambda: self._is_alive(node))
+
+    def listings(self) -> Iterable[Listing]:
+        now = time.time()
+        records, _ = self._do(self._everything)
+        return [
+            Listing(*topic, server, record.node, max(0.0, now - since))
+            for record in records.values()
+            if record is not None
+            for (topic, server), since in record.since.items()
+        ]
+
+    def sweep(self, *, dry_run: bool = False) -> list[Stale]:
+        return self._do(lambda: self._sweep(dry_run=dry_run))
+
+    def wait(self, wake: int) -> None:
+        """:raises DirectoryError: changes are not told of any more; when this is called again, it tries to mend that."""
+        poll = self._poll()
+        poll.register(wake, select.POLLIN)
+        connection = self._pubsub and self._pubsub.connection
+        if connection is not None and connection._sock is not None:
+            poll.register(connection._sock.fileno(), select.POLLIN)
+        left = None if self._pubsub is not None else max(0.0, self._try_at - time.monotonic()) * 1000
+        ready = [fd for fd, _ in poll.poll(left)]
+        if wake in ready:
+            os.eventfd_read(wake)
+        if ready != [wake]:
+            self._do(self._take_news)
+
+    def close(self) -> None:
+        self._unsubscribe()
+        for client in self._clients:
+            client.close()
+
+    # What is asked by the loop's thread.
+
+    def changes(self) -> Collection[Topic] | None:
+        if 0.0 < self._healed_at <= time.monotonic():
+            self._healed_at = 0.0
+            self._news.append(None)
+        topics: set[Topic] = set()
+        anything = False
+        while self._news:
+            topic = self._news.popleft()
+            if topic is None:
+                anything = True
+            else:
+                topics.add(topic)
+        return None if anything else topics
+
+    # How.
+
+    def _announce(self, record: _Record, known: _Record | None) -> None:
+        instance = record.node.instance
+        key = self._key(instance)
+        ttl = round(self._expire * 1000)
+        stored = self._client.getex(key, px=ttl)
+        now = time.monotonic()
+        keep = 0.0 < self._kept_until < now + self._expire - _KEPT * self._update
+        if stored == record.text and not keep:
+            return
+        wanted, old = set(record.since), set()
+        for before in (known, _load(instance, stored)):
+            old |= set() if before is None else set(before.since)
+        members = [_member(instance, *listener) for listener in wanted]
+        removed = [_member(instance, *listener) for listener in old - wanted]
+        changed = {topic for topic, _ in (old ^ wanted if stored is not None else old | wanted)}
+        channels = [self._topic_channel(topic) for topic in changed]
+        self._client.eval(
+            _ANNOUNCE, 2, self._index, key,
+            ttl, record.text, _EPOCH + os.urandom(8).hex().encode(), instance.hex(), self._channel + b"kept" if keep else "",
+            len(members), *members, len(removed), *removed, *channels,
+        )  # fmt: skip
+        self._kept_until = max(self._kept_until, now + self._expire)
+        if keep:
+            self._sweep(dry_run=False)
+
+    def _withdraw(self, instance: bytes, known: _Record | None) -> bool:
+        key = self._key(instance)
+        listeners = set() if known is None else set(known.since)
+        while True:
+            stored = self._client.get(key)
+            if stored is None and not listeners:
+                return False
+            record = _load(instance, stored)
+            listeners |= set() if record is None else set(record.since)
+            if self._remove(instance, stored, listeners, whole=True):
+                return stored is not None
+
+    def _remove(self, instance: bytes, stored: bytes | None, listeners: Collection[tuple[Topic, str]], *, whole: bool) -> bool:
+        """Take listeners from the index, and with the ``whole`` its record too; False if the record is not that any more."""
+        members = [_member(instance, *listener) for listener in listeners]
+        channels = {self._topic_channel(topic) for topic, _ in listeners}
+        done = self._client.eval(
+            _REMOVE, 2, self._index, self._key(instance),
+            stored or "", int(whole), instance.hex(), len(members), *members, *channels,
+        )  # fmt: skip
+        return bool(done)
+
+    def _look_up(self, topic: Topic) -> list[Entry]:
+        if topic not in self._known:
+            # First, so that nothing is missed in between.
+            channel = self._topic_channel(topic)
+            self._pubsub.subscribe(channel)
+            self._take_until("subscribe", channel)
+            self._known[topic] = []
+        self._changed.discard(topic)
+        begin = _begin(topic)
+        found, epoch = self._range(b"[" + begin, b"(" + begin + b"\xff")
+        self._note_epoch(epoch)
+        instances = dict.fromkeys(_parse(member).instance for member in found)
+        entries = [
+            Entry(server, record.node)
+            for record in self._records(instances).values()
+            if record is not None
+            for (listened, server) in record.since
+            if listened == topic
+        ]
+        if self._healing():
+            self._barrier()
+            self._sure.update(entry.node.instance for entry in entries)
+            entries += [entry for entry in self._known[topic] if entry.node.instance not in self._sure]
+        self._known[topic] = entries
+        return entries
+
+    def _is_alive(self, node: Node) -> bool:
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.exists(self._key(node.instance))
+            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
+            exists, epoch = pipe.execute()
+        self._note_epoch(epoch)
+        return bool(exists) or (self._healing() and node.instance not in self._sure)
+
+    def _everything(self) -> tuple[dict[bytes, _Record | None], list[Stale]]:
+        """All records, and what the index has beyond them."""
+        members = [_parse(m) for m in self._client.zrange(self._index, 0, -1) if not m.startswith(_EPOCH)]
+        records = self._records(dict.fromkeys(member.instance for member in members))
+        return records, [m for m in members if (r := records[m.instance]) is None or (Topic(*m[:2]), m.server) not in r.since]
+
+    def _sweep(self, *, dry_run: bool) -> list[Stale]:
+        records, stale = self._everything()
+        if not dry_run:
+            by_instance: dict[bytes, list[tuple[Topic, str]]] = {}
+            for member in stale:
+                by_instance.setdefault(member.instance, []).append((Topic(*member[:2]), member.server))
+            for instance, listeners in by_instance.items():
+                # Unless it has written its record meanwhile.
+                record = records[instance]
+                self._remove(instance, None if record is None else record.text, listeners, whole=False)
+        return stale
+
+    def _range(self, first: bytes, last: bytes) -> tuple[list[bytes], list[bytes]]:
+        """A range of the index, and its epoch."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.zrangebylex(self._index, first, last)
+            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
+            found, epoch = pipe.execute()
+        return found, epoch
+
+    def _records(self, instances: Iterable[bytes]) -> dict[bytes, _Record | None]:
+        records: dict[bytes, _Record | None] = {}
+        wanted = list(instances)
+        for i in range(0, len(wanted), _CHUNK):
+            chunk = wanted[i : i + _CHUNK]
+            texts = self._client.mget([self._key(instance) for instance in chunk])
+            records.update({instance: _load(instance, text) for instance, text in zip(chunk, texts, strict=True)})
+        return records
+
+    # What is lost with the database.
+
+    def _note_epoch(self, found: list[bytes]) -> None:
+        epoch = found[0] if found else None
+        if epoch != self._epoch and self._epoch is not None:
+            self._healed_at = time.monotonic() + self._expire
+        elif not self._healing():
+            self._sure.clear()
+        self._epoch = epoch
+
+    def _healing(self) -> bool:
+        return self._healed_at > time.monotonic()
+
+    # What is pushed.
+
+    def _subscribe(self) -> None:
+        self._pubsub = pubsub = self._client.pubsub()
+        channels = [self._channel + b"kept", *map(self._topic_channel, self._known)]
+        pubsub.subscribe(*channels)
+        self._take_until("subscribe", channels[-1])
+        self._news.append(None)  # whatever was missed meanwhile
+
+    def _unsubscribe(self) -> None:
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            pubsub.close()
+
+    def _barrier(self) -> None:
+        """Take everything that was pushed until now."""
+        self._pubsub.ping()
+        self._take_until("pong", None)
+
+    def _take_until(self, kind: str, channel: bytes | None) -> None:
+        until = time.monotonic() + self._address.timeout
+        while True:
+            message = self._pubsub.get_message(timeout=max(0.0, until - time.monotonic()))
+            if message is not None:
+                if message["type"] == kind and message["channel"] == channel:
+                    return
+                self._pushed(message)
+            elif time.monotonic() >= until:
+                raise redis.TimeoutError("it does not answer on the connection for changes")
+
+    def _take_news(self) -> None:
+        while (message := self._pubsub.get_message(timeout=0)) is not None:
+            self._pushed(message)
+
+    def _pushed(self, message: dict[str, Any]) -> None:
+        if message["type"] != "message":
+            return
+        about = message["channel"].removeprefix(self._channel)
+        if about == b"kept":
+            self._kept_until = max(self._kept_until, time.monotonic() + int(message["data"]) / 1000)
+            return
+        self._sure.add(bytes.fromhex(message["data"].decode()))
+        topic, _ = _split(about.removeprefix(b"topic:"))
+        self._news.append(topic)
+        if topic not in self._changed:
+            self._changed.add(topic)
+        elif topic in self._known:
+            # Nobody has asked since the last news: whoever does looks it up and listens again.
+            del self._known[topic]
+            self._pubsub.unsubscribe(message["channel"])
+
+    # The connections.
+
+    def _key(self, instance: bytes) -> str:
+        return f"{self._address.prefix}:node:{instance.hex()}"
+
+    def _topic_channel(self, topic: Topic) -> bytes:
+        return self._channel + b"topic:" + _begin(topic)
+
+    def _do(self, job: Callable[[], _T]) -> _T:
+        """Do something with a Redis that tells of changes as well; everything that is done may be repeated.
+
+        Each of the hosts is tried, and the one that was in use twice, since it may have closed an idle connection.
+        """
+        failed = 0
+        with self._errors():
+            while True:
+                connected = self._pubsub is not None
+                try:
+                    if not connected:
+                        self._subscribe()
+                    return job()
+                except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
+                    self._unsubscribe()
+                    self._client.connection_pool.disconnect()
+                    if not connected or isinstance(error, redis.TimeoutError | redis.ReadOnlyError):
+                        failed += 1
+                        if failed == len(self._clients):
+                            raise
+                        self._client = self._clients[(self._clients.index(self._client) + 1) % len(self._clients)]
+        raise AssertionError  # for mypy: the errors are raised again
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._unsubscribe()
+            self._try_at = time.monotonic() + _RETRY
+            raise DirectoryError(
+                f"The directory in {self._address} cannot be used ({_text(error)}); {_advice(error)}."
+            ) from error
+
+
+def _text(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, redis.AuthenticationError | NoPermissionError) or "NOAUTH" in str(error):
+        return "correct the user and password in the transport URL, or what that user may do in Redis"
+    if isinstance(error, redis.ReadOnlyError):
+        return "it is a replica: name its master, or use zmq+sentinel://"
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+        return "check that it runs, and that the transport URL is right"
+    if "unknown command" in str(error).lower():
+        return "Redis 6.2 or later, or Valkey, is needed"
+    if isinstance(error, redis.ResponseError):
+        return "see Redis's log and configuration"
+    return "what is stored is none of ours: set redis_prefix to another"
+
+
+def _clients(address: Redis) -> list[Any]:
+    """One for each host; with sentinels only one, which asks them where to go."""
+    common: dict[str, Any] = {
+        "socket_timeout": address.timeout,
+        "socket_connect_timeout": address.timeout,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "ssl": address.tls,
+    }
+    if address.tls:
+        common |= {"ssl_ca_certs": address.ca_file, "ssl_certfile": address.cert_file, "ssl_keyfile": address.key_file}
+    redis_only = {"db": address.database, "username": address.user, "password": address.password}
+    to_redis: Any = redis.Redis
+    to_sentinels: Any = Sentinel
+    if not address.group:
+        return [to_redis(host, port, **common, **redis_only) for host, port in address.hosts]
+    sentinels = to_sentinels(
+        address.hosts,
+        sentinel_kwargs={**common, "username": address.sentinel_user, "password": address.sentinel_password},
+        **common,
+        **redis_only,
+    )
+    return [sentinels.master_for(address.group)]
+
+
+def open_directory(settings: Settings) -> RedisDirectory:
+    return RedisDirectory(settings)
