@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import math
 import os
@@ -315,6 +316,8 @@ def _redis(url: TransportURL, values: dict[str, Any], port: int) -> Redis:
     def wrong(what: str) -> InvalidTransportURL:
         return InvalidTransportURL(_without_password(url), f"{what}; the transport URL is to be {form}.")
 
+    if importlib.util.find_spec("redis") is None:
+        raise ConfigError(f"{url.transport}:// needs the library redis; install it with: pip install 'green_zmq[redis]'")
     if not url.hosts or not all(host.hostname for host in url.hosts):
         raise wrong("It names no host" if not url.hosts else "A host has no name")
     credentials = {(host.username or None, host.password) for host in url.hosts if host.username or host.password}

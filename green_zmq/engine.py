@@ -44,6 +44,7 @@ class Engine:
         self._connections = Connections(loop, sender, settings, now)
         self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
         self.server = Server(loop, self._receiver, self._resolver, settings, now)
+        self.server.figures = self.counts
         self._close_by = inf
         self._withdrawing = False
         self.over = False

@@ -146,7 +146,10 @@ class Listener(base.Listener):
 
 
 class Server:
-    """The receiving side of a process: one ROUTER, and its listeners."""
+    """The receiving side of a process: one ROUTER, and its listeners.
+
+    :ivar figures: tells what this process has counted, for whoever asks over the wire.
+    """
 
     def __init__(
         self, loop: Loop, receiver: Receiver, resolver: Resolver, settings: Settings, now: Callable[[], float]
@@ -154,6 +157,7 @@ class Server:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.node: Node | None = None
+        self.figures: Callable[[], dict[str, int]] = dict
         self._closed = False
         self._loop = loop
         self._receiver = receiver
@@ -325,10 +329,18 @@ class Server:
         except WireError as error:
             self._refuse_frames("requests that are none of ours", error)
             return
+        if request.kind == wire.FIGURES:
+            self._tell_figures(route, request)
+            return
         now = self._now()
         record = self._receiver.request(route, request, now)
         if record is not None:
             self._dispatch(record, request, now)
+
+    def _tell_figures(self, route: bytes, request: wire.Request) -> None:
+        body = wire.encode_body(self.figures(), wire.JSON, self._loop.model.pause)
+        frames = wire.encode_answer(wire.REPLY, self._receiver.instance, (request.id,), codec=wire.JSON, body=body)
+        self._router.write(route, frames)
 
     def _dispatch(self, record: Record, request: wire.Request, now: float) -> None:
         """Give a new request to a listener of its address, in turn; a fanout to all of them."""

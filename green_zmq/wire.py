@@ -26,6 +26,7 @@ CALL: Final = 1
 CAST: Final = 2
 FANOUT: Final = 3
 ASK: Final = 4  # "what has become of this request?": asked of an accepted request over a new connection
+FIGURES: Final = 5  # "what have you counted?": asked of a process, whatever it serves; answered with a reply, at once
 
 # Kinds of answer.
 ACCEPTED: Final = 16
@@ -41,7 +42,7 @@ DONE: Final = 25  # of a cast or fanout: it has been started, so it will never b
 FORGOTTEN: Final = 26  # what is asked for is no longer known: its time had run out
 
 _NAMES: Final = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, int)}
-REQUESTS: Final = frozenset((CALL, CAST, FANOUT, ASK))
+REQUESTS: Final = frozenset((CALL, CAST, FANOUT, ASK, FIGURES))
 ANSWERS: Final = frozenset(range(ACCEPTED, FORGOTTEN + 1))
 
 JSON: Final = 1
