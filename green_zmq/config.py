@@ -8,8 +8,8 @@ import ipaddress
 import math
 import os
 import re
-import socket
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,13 +34,14 @@ OPTIONS: Final = [
     ),
     cfg.StrOpt(
         "rpc_zmq_host",
-        help="The address or name of this host that other processes connect to. By default the loopback address with the "
-        "embedded directory (zmq://), else the name of this host.",
+        help="The address or name of this host that other processes connect to; it may be another one than is listened on. By "
+        "default the address that is listened on if rpc_zmq_bind_address names one, or an interface; else the loopback address "
+        "with the embedded directory (zmq://), or the name of this host.",
     ),
     cfg.StrOpt(
         "rpc_zmq_bind_address",
-        help="The address or network interface to listen on; '*' for all. By default the loopback address with the embedded "
-        "directory (zmq://), else '*'.",
+        help="The IPv4 or IPv6 address or the network interface to listen on; '*' for all, of IPv6 too where there is it. By "
+        "default the loopback address if rpc_zmq_host is one, or is not set with the embedded directory (zmq://); else '*'.",
     ),
     cfg.PortOpt("rpc_zmq_min_port", default=49153, min=1, help="The first port that may be listened on."),
     cfg.IntOpt(
@@ -191,6 +192,10 @@ class Redis:
         return f"{self.group} of the sentinels {hosts}" if self.group else f"Redis {hosts}"
 
 
+# What means every address of this host.
+ALL: Final = ("*", "0.0.0.0", "::", "[::]")  # noqa: S104
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a transport was told, checked. Times are seconds."""
@@ -199,6 +204,7 @@ class Settings:
     directory: str
     directory_path: Path
     redis: Redis | None
+    # Empty: what it is bound to, or the name of this host if that is all there is.
     host: str
     bind_address: str
     min_port: int
@@ -253,15 +259,16 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
             f"message_ttl ({values['message_ttl']:g}) must be above cast_grace ({values['cast_grace']:g}), "
             "or messages are given up before they are kept."
         )
+    bind_address = values["rpc_zmq_bind_address"] or ""
     # With everybody on one machine, nobody else is to reach it.
-    host = values["rpc_zmq_host"] or (socket.gethostname() if port else "127.0.0.1")
+    host = values["rpc_zmq_host"] or ("" if port or bind_address not in ("", *ALL) else "127.0.0.1")
     return Settings(
         model=executors.choose(values["executor"]),
         directory=directory,
         redis=_redis(url, values, port) if port else None,
         directory_path=Path(values["directory_path"]) if values["directory_path"] else _default_path(),
         host=host,
-        bind_address=values["rpc_zmq_bind_address"] or (host if _is_loopback(host) else "*"),
+        bind_address=bind_address or (host if _is_loopback(host) else "*"),
         min_port=values["rpc_zmq_min_port"],
         max_port=values["rpc_zmq_max_port"],
         expire=values["zmq_target_expire"],
@@ -320,12 +327,7 @@ def _redis(url: TransportURL, values: dict[str, Any], port: int) -> Redis:
         raise ConfigError(f"{url.transport}:// needs the library redis; install it with: pip install 'green_zmq[redis]'")
     if not url.hosts or not all(host.hostname for host in url.hosts):
         raise wrong("It names no host" if not url.hosts else "A host has no name")
-    credentials = {(host.username or None, host.password) for host in url.hosts if host.username or host.password}
-    if len(credentials) > 1:
-        raise wrong("Its hosts have different users or passwords")
-    user, password = credentials.pop() if credentials else (None, None)
-    if user and password is None:
-        raise wrong(f"The user {user} has no password")
+    user, password = _credentials(url, wrong)
     group, _, database = (url.virtual_host or "").partition("/") if sentinel else ("", "", url.virtual_host or "")
     database = database.strip("/")
     if sentinel and not group:
@@ -352,6 +354,17 @@ def _redis(url: TransportURL, values: dict[str, Any], port: int) -> Redis:
         cert_file=values["redis_cert_file"],
         key_file=values["redis_key_file"],
     )
+
+
+def _credentials(url: TransportURL, wrong: Callable[[str], Exception]) -> tuple[str | None, str | None]:
+    """The user and password, which are the same at all hosts that have any."""
+    found = {(host.username or None, host.password) for host in url.hosts if host.username or host.password}
+    if len(found) > 1:
+        raise wrong("Its hosts have different users or passwords")
+    user, password = found.pop() if found else (None, None)
+    if user and password is None:
+        raise wrong(f"The user {user} has no password")
+    return user, password
 
 
 def _without_password(url: TransportURL) -> str:

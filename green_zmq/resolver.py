@@ -13,6 +13,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any, Final
 
@@ -36,6 +37,10 @@ _Then = Callable[[Any], None]
 
 
 def _ignore(_: object) -> None: ...
+
+
+def _forget(topic: Topic, directory: Directory) -> None:
+    directory.forget(topic)
 
 
 class Resolver:
@@ -71,6 +76,9 @@ class Resolver:
         self._checked = 0.0
         self._stale: set[Topic] = set()
         self._asked: set[Topic] = set()
+        # When something was last sent there.
+        self._used: dict[Topic, float] = {}
+        self._forget_at = inf
         self._node: Node | None = None
         self._listeners: set[tuple[Topic, str]] = set()
         self._announce_at = inf
@@ -115,6 +123,9 @@ class Resolver:
             self._asked.add(topic)
             self._stale.discard(topic)
             self.counts["topics looked up"] += 1
+            if self._forget_at == inf:
+                self._forget_at = self._now() + self._settings.idle_timeout
+                self._set_due()
             self._do(lambda directory: directory.look_up(topic), lambda answer: self._looked_up(topic, answer))
 
     def verify(self, node: Node) -> None:
@@ -129,6 +140,7 @@ class Resolver:
 
         :param strictly: ask whether there is news even if that was asked just now.
         """
+        self._used[topic] = now
         if self._directory is not None and (strictly or self._checked + _FRESH <= now):
             self._check(now)
         if topic in self._stale:
@@ -141,6 +153,8 @@ class Resolver:
         if self._watch_at <= now:
             self._watch_at = inf
             self.watch(now)
+        if self._forget_at <= now:
+            self._forget_unused(now)
         self._set_due()
 
     def watch(self, now: float) -> None:
@@ -162,20 +176,25 @@ class Resolver:
     # How.
 
     def _set_due(self) -> None:
-        self.due = min(self._announce_at, self._watch_at)
+        self.due = min(self._announce_at, self._watch_at, self._forget_at)
+
+    def _forget_unused(self, now: float) -> None:
+        """Topics that nothing was sent to for as long as an unused connection is kept."""
+        keep = self._sender.awaited() | self._asked
+        oldest = now - self._settings.idle_timeout
+        for topic in [topic for topic, used in self._used.items() if used <= oldest and topic not in keep]:
+            del self._used[topic]
+            self._stale.discard(topic)
+            self._sender.forget(topic)
+            self._do(partial(_forget, topic), _ignore)
+        self._forget_at = now + self._settings.idle_timeout / 2 if self._used else inf
 
     def _check(self, now: float) -> None:
         self._checked = now
         if self._directory is not None:
             changed = self._directory.changes()
             news = {*self._table.topics, *self._asked} if changed is None else set(changed)
-            if news:
-                # Nothing was sent to them since the last news.
-                for topic in news & self._stale - self._asked - self._sender.awaited():
-                    self._sender.forget(topic)
-                    self._stale.discard(topic)
-                    news.discard(topic)
-                self._stale |= news
+            self._stale |= news
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
         self._asked.discard(topic)

@@ -27,11 +27,23 @@ from green_zmq.config import Settings
 from green_zmq.directory import Directory, open_directory
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
+from tests.servers import RedisServer, SentinelCluster
 
 fork = multiprocessing.get_context("fork")
 
-# Another directory is added by its URL; what it needs is made by the fixture.
-URLS = {"memory": "zmq+memory://", "sqlite": "zmq://", **({"redis": os.environ["R"]} if "R" in os.environ else {})}
+# The directories that everything under "What every directory must do" is run over.
+KINDS = ["memory", "sqlite", "redis", "sentinel"]
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[dict[str, str]]:
+    with RedisServer() as server, SentinelCluster() as cluster:
+        yield {
+            "memory": "zmq+memory://",
+            "sqlite": "zmq://",
+            "redis": f"zmq+redis://{server.address}/0",
+            "sentinel": f"zmq+sentinel://{cluster.addresses}/{cluster.group}",
+        }
 
 
 def settings_of(url: str, path: Path, **changes: Any) -> Settings:
@@ -67,9 +79,9 @@ class Opener:
         return directory
 
 
-@pytest.fixture(params=URLS)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    made = Opener(URLS[request.param], tmp_path / "folder" / "directory.sqlite")
+@pytest.fixture(params=KINDS)
+def opener(request: pytest.FixtureRequest, urls: dict[str, str], tmp_path: Path) -> Iterator[Opener]:
+    made = Opener(urls[request.param], tmp_path / "folder" / "directory.sqlite")
     yield made
     for directory in made.opened:
         directory.close()
@@ -292,7 +304,7 @@ def test_changes_are_asked_in_another_thread(opener: Opener, topic: Topic) -> No
     worker.start()
     while worker.is_alive():
         shared.changes()
-    worker.join()
+        worker.join(0.0005)
     assert errors == []
     assert len(found(shared, topic)) == 100
 
@@ -390,7 +402,7 @@ def in_child(fn: Callable[[], Any]) -> Any:
 
 
 def test_memory_is_not_inherited(tmp_path: Path, topic: Topic) -> None:
-    opener = Opener(URLS["memory"], tmp_path)
+    opener = Opener("zmq+memory://", tmp_path)
     opener().announce(node(), [(topic, "s")])
     assert in_child(lambda: opener().look_up(topic)) == []
     assert len(opener().look_up(topic)) == 1
@@ -401,7 +413,7 @@ def test_memory_is_not_inherited(tmp_path: Path, topic: Topic) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Opener]:
-    made = Opener(URLS["sqlite"], tmp_path / "folder" / "directory.sqlite")
+    made = Opener("zmq://", tmp_path / "folder" / "directory.sqlite")
     yield made
     for opened in made.opened:
         opened.close()
@@ -627,7 +639,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for path in (file / "directory.sqlite", file / "folder" / "directory.sqlite"):
-        text = advice(Opener(URLS["sqlite"], path))
+        text = advice(Opener("zmq://", path))
         assert str(path) in text
         assert "directory_path" in text
 
@@ -640,7 +652,7 @@ def test_folder_that_cannot_be_written() -> None:
         def attempt() -> str:
             if os.getuid() == 0:
                 os.setuid(65534)  # to whom permissions apply
-            return advice(Opener(URLS["sqlite"], folder / "directory.sqlite"))
+            return advice(Opener("zmq://", folder / "directory.sqlite"))
 
         text = in_child(attempt)
         assert str(folder) in text
@@ -653,14 +665,14 @@ def test_folder_that_cannot_be_written() -> None:
 
 def test_path_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "directory.sqlite").mkdir()
-    assert "directory_path" in advice(Opener(URLS["sqlite"], tmp_path / "directory.sqlite"))
+    assert "directory_path" in advice(Opener("zmq://", tmp_path / "directory.sqlite"))
 
 
 @pytest.mark.parametrize("content", [b"this is no database, " * 100, os.urandom(8192), b"SQLite format 3\0" + b"\xff" * 4096])
 def test_file_that_is_corrupt(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "directory.sqlite"
     path.write_bytes(content)
-    text = advice(Opener(URLS["sqlite"], path))
+    text = advice(Opener("zmq://", path))
     assert str(path) in text
     assert "damaged" in text
     assert "remove it" in text
@@ -671,7 +683,7 @@ def test_file_that_is_another_database(tmp_path: Path, topic: Topic) -> None:
     path = tmp_path / "directory.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("create table nodes (something text)")
-    text = advice(lambda: Opener(URLS["sqlite"], path)().look_up(topic))
+    text = advice(lambda: Opener("zmq://", path)().look_up(topic))
     assert "directory_path" in text
 
 
@@ -692,7 +704,7 @@ def test_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         os.chown(folder, 12345, 12345)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 54321)
-    text = advice(Opener(URLS["sqlite"], folder / "directory.sqlite"))
+    text = advice(Opener("zmq://", folder / "directory.sqlite"))
     assert "another user" in text
     assert "directory_path" in text
 
@@ -793,7 +805,7 @@ def test_descriptors_are_given_back(machine: Opener, topic: Topic) -> None:
     first.look_up(topic)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(10):
-        opened = open_directory(settings_of(URLS["sqlite"], machine.path))
+        opened = open_directory(settings_of("zmq://", machine.path))
         opened.look_up(topic)
         opened.changes()
         opened.close()

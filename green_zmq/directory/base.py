@@ -43,6 +43,9 @@ class Directory(Protocol):
     def look_up(self, topic: Topic) -> list[Entry]:
         """The live listeners of a topic, as of now."""
 
+    def forget(self, topic: Topic) -> None:
+        """It is not asked for any more: its changes need not be told."""
+
     def is_alive(self, node: Node) -> bool:
         """Whether the node's record is there and its process not known to be gone."""
 

@@ -58,6 +58,8 @@ class MemoryDirectory:
             self._drop_dead()
             return [Entry(server, node) for (t, server, node) in _shared.since if t == topic]
 
+    def forget(self, topic: Topic) -> None: ...
+
     def is_alive(self, node: Node) -> bool:
         with _shared.lock:
             self._drop_dead()

@@ -42,6 +42,7 @@ from redis.sentinel import Sentinel
 from green_zmq import executors
 from green_zmq.config import Redis, Settings
 from green_zmq.directory.base import Listing, Stale
+from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
 
@@ -92,18 +93,27 @@ class _Record(NamedTuple):
     """What is stored of a node.
 
     :ivar since: its listeners, with the times they began by the wall clock of its host.
+    :ivar process: what tells whether it runs, on its own host in the same boot.
     :ivar text: all that, as it is stored.
     """
 
     node: Node
     since: dict[tuple[Topic, str], float]
+    process: tuple[str, str]
     text: bytes
+
+    @property
+    def runs(self) -> bool:
+        boot, process = self.process
+        return boot != boot_id() or runs(process)
 
 
 def _dump(node: Node, since: dict[tuple[Topic, str], float]) -> _Record:
     fields = {name: value for name, value in node._asdict().items() if name != "instance"}
     listeners = sorted([*topic, server, at] for (topic, server), at in since.items())
-    return _Record(node, since, json.dumps({**fields, "listeners": listeners}, separators=(",", ":")).encode())
+    process = (boot_id(), process_id(node.pid))
+    text = json.dumps({**fields, "process": process, "listeners": listeners}, separators=(",", ":")).encode()
+    return _Record(node, since, process, text)
 
 
 def _load(instance: bytes, text: bytes | None) -> _Record | None:
@@ -111,10 +121,11 @@ def _load(instance: bytes, text: bytes | None) -> _Record | None:
     try:
         fields = json.loads(text or b"")
         since = {(Topic(exchange, topic), server): float(at) for exchange, topic, server, at in fields["listeners"]}
+        boot, process = fields["process"]
         node = Node(instance=instance, **{name: value for name, value in fields.items() if name in Node._fields})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return _Record(node, since, text or b"")
+    return _Record(node, since, (boot, process), text or b"")
 
 
 def _begin(topic: Topic) -> bytes:
@@ -164,9 +175,8 @@ class RedisDirectory:
         self._written: dict[bytes, _Record] = {}
         # Topics that may have changed, None for any: put in here in the native thread, taken out by the loop's.
         self._news: deque[Topic | None] = deque([None])
-        # What was last found of each topic whose channel is listened to; those that have changed since.
+        # What was last found of each topic whose channel is listened to.
         self._known: dict[Topic, list[Entry]] = {}
-        self._changed: set[Topic] = set()
         self._epoch: bytes | None = None
         # After everything was lost, instances that are known to have written, or removed, their record since then.
         self._healed_at = 0.0
@@ -190,6 +200,10 @@ class RedisDirectory:
     def look_up(self, topic: Topic) -> list[Entry]:
         return self._do(lambda: self._look_up(topic))
 
+    def forget(self, topic: Topic) -> None:
+        if self._known.pop(topic, None) is not None and self._pubsub is not None:
+            self._do(lambda: self._pubsub.unsubscribe(self._topic_channel(topic)))
+
     def is_alive(self, node: Node) -> bool:
         return self._do(lambda: self._is_alive(node))
 
@@ -199,7 +213,7 @@ class RedisDirectory:
         return [
             Listing(*topic, server, record.node, max(0.0, now - since))
             for record in records.values()
-            if record is not None
+            if record is not None and record.runs
             for (topic, server), since in record.since.items()
         ]
 
@@ -297,38 +311,53 @@ class RedisDirectory:
             self._pubsub.subscribe(channel)
             self._take_until("subscribe", channel)
             self._known[topic] = []
-        self._changed.discard(topic)
-        begin = _begin(topic)
-        found, epoch = self._range(b"[" + begin, b"(" + begin + b"\xff")
-        self._note_epoch(epoch)
-        instances = dict.fromkeys(_parse(member).instance for member in found)
-        entries = [
-            Entry(server, record.node)
-            for record in self._records(instances).values()
-            if record is not None
-            for (listened, server) in record.since
-            if listened == topic
-        ]
+        entries = self._listeners(topic)
         if self._healing():
+            # Who has said something since the loss holds; first everything that was said before we look.
             self._barrier()
+            entries = self._listeners(topic)
             self._sure.update(entry.node.instance for entry in entries)
             entries += [entry for entry in self._known[topic] if entry.node.instance not in self._sure]
         self._known[topic] = entries
         return entries
 
+    def _listeners(self, topic: Topic) -> list[Entry]:
+        begin = _begin(topic)
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.zrangebylex(self._index, b"[" + begin, b"(" + begin + b"\xff")
+            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
+            found, epoch = pipe.execute()
+        self._note_epoch(epoch)
+        instances = dict.fromkeys(_parse(member).instance for member in found)
+        return [
+            Entry(server, record.node)
+            for record in self._records(instances).values()
+            if record is not None and record.runs
+            for (listened, server) in record.since
+            if listened == topic
+        ]
+
     def _is_alive(self, node: Node) -> bool:
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.exists(self._key(node.instance))
+            pipe.get(self._key(node.instance))
             pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
-            exists, epoch = pipe.execute()
+            text, epoch = pipe.execute()
         self._note_epoch(epoch)
-        return bool(exists) or (self._healing() and node.instance not in self._sure)
+        if text is None:
+            return self._healing() and node.instance not in self._sure
+        record = _load(node.instance, text)
+        return record is None or record.runs
 
     def _everything(self) -> tuple[dict[bytes, _Record | None], list[Stale]]:
         """All records, and what the index has beyond them."""
         members = [_parse(m) for m in self._client.zrange(self._index, 0, -1) if not m.startswith(_EPOCH)]
         records = self._records(dict.fromkeys(member.instance for member in members))
-        return records, [m for m in members if (r := records[m.instance]) is None or (Topic(*m[:2]), m.server) not in r.since]
+
+        def is_stale(member: Stale) -> bool:
+            record = records[member.instance]
+            return record is None or not record.runs or (Topic(*member[:2]), member.server) not in record.since
+
+        return records, [member for member in members if is_stale(member)]
 
     def _sweep(self, *, dry_run: bool) -> list[Stale]:
         records, stale = self._everything()
@@ -339,16 +368,11 @@ class RedisDirectory:
             for instance, listeners in by_instance.items():
                 # Unless it has written its record meanwhile.
                 record = records[instance]
-                self._remove(instance, None if record is None else record.text, listeners, whole=False)
+                if record is None:
+                    self._remove(instance, None, listeners, whole=False)
+                else:
+                    self._remove(instance, record.text, listeners, whole=not record.runs)
         return stale
-
-    def _range(self, first: bytes, last: bytes) -> tuple[list[bytes], list[bytes]]:
-        """A range of the index, and its epoch."""
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.zrangebylex(self._index, first, last)
-            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
-            found, epoch = pipe.execute()
-        return found, epoch
 
     def _records(self, instances: Iterable[bytes]) -> dict[bytes, _Record | None]:
         records: dict[bytes, _Record | None] = {}
@@ -416,12 +440,6 @@ class RedisDirectory:
         self._sure.add(bytes.fromhex(message["data"].decode()))
         topic, _ = _split(about.removeprefix(b"topic:"))
         self._news.append(topic)
-        if topic not in self._changed:
-            self._changed.add(topic)
-        elif topic in self._known:
-            # Nobody has asked since the last news: whoever does looks it up and listens again.
-            del self._known[topic]
-            self._pubsub.unsubscribe(message["channel"])
 
     # The connections.
 

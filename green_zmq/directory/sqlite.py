@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from green_zmq.config import Settings
 from green_zmq.directory.base import Listing, Stale
+from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
 
@@ -48,30 +49,11 @@ _PATIENCE: Final = 5.0
 _SELECT: Final = "select n.instance, n.record, n.process, l.{} from nodes n join listeners l using (instance) where {}"
 
 
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _process(pid: int | str) -> str:
-    """What tells a process from a later one with its pid; empty if there is none."""
-    try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        # The name, in parentheses, may hold anything; the start time is the 20th field after it (proc(5)).
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if started[0] in "ZX" else f"{namespace} {pid} {started[19]}"
-    except (OSError, IndexError):
-        return ""
-
-
 class SqliteDirectory:
     def __init__(self, path: Path, expire: float) -> None:
         self._path = path
         self._expire = expire
-        self._boot = _boot()
-        self._namespace = _process("self").partition(" ")[0]
+        self._boot = boot_id()
         self._followed = -expire
         with self._errors("opened"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,7 +113,7 @@ class SqliteDirectory:
             database.execute("delete from nodes where expires <= ? or boot <> ?", (now, self._boot))
             database.execute(
                 "insert into nodes values (?, ?, ?, ?, ?) on conflict do update set expires = excluded.expires",
-                (node.instance, record, self._boot, _process(node.pid), now + self._expire),
+                (node.instance, record, self._boot, process_id(node.pid), now + self._expire),
             )
             wanted = {(topic.exchange, topic.name, server) for topic, server in listeners}
             stored = set(database.execute("select exchange, topic, server from listeners where instance = ?", (node.instance,)))
@@ -155,7 +137,9 @@ class SqliteDirectory:
                 _SELECT.format("server", "l.exchange = ? and l.topic = ? and n.boot = ? and n.expires > ?"),
                 (*topic, self._boot, time.monotonic()),
             ).fetchall()
-            return [Entry(server, self._node(i, record)) for i, record, process, server in rows if self._runs(process)]
+            return [Entry(server, self._node(i, record)) for i, record, process, server in rows if runs(process)]
+
+    def forget(self, topic: Topic) -> None: ...
 
     def is_alive(self, node: Node) -> bool:
         with self._errors("read"):
@@ -166,8 +150,8 @@ class SqliteDirectory:
             ).fetchone()
         if row is None:
             # A file that was made anew is filled within a period: until then only a dead process is known to be gone.
-            return self._followed + self._expire > time.monotonic() and bool(_process(node.pid))
-        return self._runs(row[0])
+            return self._followed + self._expire > time.monotonic() and bool(process_id(node.pid))
+        return runs(row[0])
 
     def listings(self) -> Iterable[Listing]:
         now = time.monotonic()
@@ -179,7 +163,7 @@ class SqliteDirectory:
             return [
                 Listing(exchange, topic, server, self._node(i, record), now - since)
                 for i, record, process, exchange, topic, server, since in rows
-                if self._runs(process)
+                if runs(process)
             ]
 
     def sweep(self, *, dry_run: bool = False) -> list[Stale]:
@@ -187,9 +171,7 @@ class SqliteDirectory:
         with self._errors("written"):
             self._follow()
             rows = self._database.execute("select instance, process, boot, expires from nodes").fetchall()
-            dead = [
-                (i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not self._runs(process)
-            ]
+            dead = [(i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not runs(process)]
             if not dead:
                 return []
             with self._transaction() as database:
@@ -227,12 +209,6 @@ class SqliteDirectory:
         self._open()
         old.close()
         watch.close()
-
-    def _runs(self, process: str) -> bool:
-        namespace, _, pid = process.partition(" ")
-        if not namespace or namespace != self._namespace:
-            return True  # cannot be told from here
-        return _process(pid.partition(" ")[0]) == process
 
     @staticmethod
     def _node(instance: bytes, record: str) -> Node:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes for the tests, one for each role and model; and what every test is run over.
 
-A test that takes a client and a server is run in all nine pairings of their models. With GREEN_ZMQ_QUICK set, one marked
-``rotated``, because it takes seconds, is run in three, in which each model is the client once and the server once.
+A test that takes a client and a server is run in all nine pairings of their models over the embedded directory, and over
+Redis and Sentinel in three, in which each model is the client once and the server once. With GREEN_ZMQ_ALL set it is run in
+all nine over each directory; with GREEN_ZMQ_QUICK only over the embedded one, and if it is marked ``rotated``, because it
+takes seconds, in three.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.contract.harness import MODELS, Directory, Fleet, Worker, following
+from tests.servers import RedisServer, SentinelCluster
+
+QUICK = "GREEN_ZMQ_QUICK" in os.environ
+DIRECTORIES = ["sqlite"] if QUICK else ["sqlite", "redis", "sentinel"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,15 +29,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
-    if "client_model" in names and "server_model" in names:
-        rotated = metafunc.definition.get_closest_marker("rotated")
-        quick = rotated and os.environ.get("GREEN_ZMQ_QUICK")
-        pairs = [(m, following(m)) for m in MODELS] if quick else list(itertools.product(MODELS, MODELS))
+    few = [(model, following(model)) for model in MODELS]
+    pairs = list(itertools.product(MODELS, MODELS))
+    if QUICK and metafunc.definition.get_closest_marker("rotated"):
+        pairs = few
+    both = {"client_model", "server_model"} <= set(names)
+    if both and "directory" in names:
+        cases = [
+            (directory, *pair)
+            for directory in DIRECTORIES
+            for pair in (pairs if directory == DIRECTORIES[0] or "GREEN_ZMQ_ALL" in os.environ else few)
+        ]
+        ids = [f"{directory}-{client}-to-{server}" for directory, client, server in cases]
+        metafunc.parametrize("directory,client_model,server_model", cases, ids=ids, indirect=["directory"], scope="session")
+        return
+    if both:
         metafunc.parametrize("client_model,server_model", pairs, ids=["-to-".join(pair) for pair in pairs])
     else:
-        for name in ("client_model", "server_model"):
-            if name in names:
-                metafunc.parametrize(name, MODELS)
+        for name in {"client_model", "server_model"} & set(names):
+            metafunc.parametrize(name, MODELS)
+    if "directory" in names:
+        metafunc.parametrize("directory", DIRECTORIES, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +65,16 @@ def _leave_clean(fleet: Fleet) -> Iterator[None]:
     fleet.reset()
 
 
-@pytest.fixture(scope="session", params=["zmq"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Directory:
-    path = tmp_path_factory.mktemp("directory") / "directory.sqlite"
-    return Directory(f"{request.param}://?directory_path={path}")
+@pytest.fixture(scope="session")
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
+    if request.param == "sqlite":
+        yield Directory(f"zmq://?directory_path={tmp_path_factory.mktemp('directory')}/directory.sqlite")
+    elif request.param == "redis":
+        with RedisServer() as server:
+            yield Directory(f"zmq+redis://{server.address}/0?rpc_zmq_host=127.0.0.1")
+    else:
+        with SentinelCluster() as cluster:
+            yield Directory(f"zmq+sentinel://{cluster.addresses}/{cluster.group}?rpc_zmq_host=127.0.0.1")
 
 
 @pytest.fixture
