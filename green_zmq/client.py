@@ -137,7 +137,12 @@ class Client:
         now = self._now()
         topic = Topic(request.key.exchange, request.key.topic)
         strictly = request.required or request.kind == wire.FANOUT
-        if self._resolver.refresh(topic, now, strictly=strictly) or not strictly:
+        fresh = self._resolver.refresh(topic, now, strictly=strictly)
+        if strictly and fresh and not self._sender.table.nodes(request.key):
+            # News that is pushed may be on its way: nobody is said to be there before the directory has said so itself.
+            self._resolver.look_up(topic)
+            fresh = False
+        if fresh or not strictly:
             self._sender.submit(request, now)
         else:
             self._held.setdefault(topic, []).append(request)

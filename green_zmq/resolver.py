@@ -227,9 +227,9 @@ class Resolver:
             while True:
                 if not self._jobs:
                     error = self._wait(directory)
-                    if error is not None or cut_off:
+                    if error is not None or (cut_off and not self._jobs):  # else it was woken by a job, not by its mending
                         self._loop.post(self._answered, (_ignore, error))
-                    cut_off = error is not None
+                        cut_off = error is not None
                     continue
                 item = self._jobs.popleft()
                 if item is None:

@@ -4,7 +4,7 @@
 A test that takes a client and a server is run in all nine pairings of their models over the embedded directory, and over
 Redis and Sentinel in three, in which each model is the client once and the server once. With GREEN_ZMQ_ALL set it is run in
 all nine over each directory; with GREEN_ZMQ_QUICK only over the embedded one, and if it is marked ``rotated``, because it
-takes seconds, in three.
+takes seconds, in three. One marked ``one_directory``, to which it does not matter, is run over the embedded one only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DIRECTORIES = ["sqlite"] if QUICK else ["sqlite", "redis", "sentinel"]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rotated: with GREEN_ZMQ_QUICK set, in three pairings of models instead of nine")
+    config.addinivalue_line("markers", "one_directory: only over the embedded directory")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,11 +34,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     pairs = list(itertools.product(MODELS, MODELS))
     if QUICK and metafunc.definition.get_closest_marker("rotated"):
         pairs = few
+    directories = DIRECTORIES[:1] if metafunc.definition.get_closest_marker("one_directory") else DIRECTORIES
     both = {"client_model", "server_model"} <= set(names)
     if both and "directory" in names:
         cases = [
             (directory, *pair)
-            for directory in DIRECTORIES
+            for directory in directories
             for pair in (pairs if directory == DIRECTORIES[0] or "GREEN_ZMQ_ALL" in os.environ else few)
         ]
         ids = [f"{directory}-{client}-to-{server}" for directory, client, server in cases]
@@ -49,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for name in {"client_model", "server_model"} & set(names):
             metafunc.parametrize(name, MODELS)
     if "directory" in names:
-        metafunc.parametrize("directory", DIRECTORIES, indirect=True, scope="session")
+        metafunc.parametrize("directory", directories, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

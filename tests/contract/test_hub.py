@@ -12,13 +12,14 @@ import pytest
 
 from tests.contract.harness import GREEN, Directory, Worker, following
 
-# The most that a 10 ms ticker may be late, seconds, beyond what the machine itself makes others late by.
-MOST = 0.05
+# The most that a 10 ms ticker may be late, seconds, beyond what the machine itself makes others late by. How late it is on a
+# quiet machine is for benchmarks/ticker.py; here it must just not be late by what a whole message takes.
+MOST = 0.2
 # A string that is received is one piece of memory in the end, so the allocator may have to move it once as it grows: a copy
 # of up to 64 MiB in one step, into memory that the machine has to find first.
-COPY = 0.15
+COPY = 0.2
 
-pytestmark = pytest.mark.parametrize("model", GREEN)
+pytestmark = [pytest.mark.parametrize("model", GREEN), pytest.mark.one_directory]
 Start = Callable[[str], Worker]
 
 

@@ -69,12 +69,15 @@ def main(model: str, *, patched: bool) -> None:
         patch(model)
     models = importlib.import_module("tests.contract.models")
     models.load(model)
-    scenarios = importlib.import_module("tests.contract.scenarios")
+    importlib.import_module("tests.contract.scenarios")
 
     def run(command: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": command["id"]}
         try:
-            answer["ok"] = getattr(scenarios, command["run"])(**command["args"])
+            # A scenario's name, behind that of its module if that is not the first one.
+            module, _, name = command["run"].rpartition(".")
+            scenarios = importlib.import_module(f"tests.contract.{module or 'scenarios'}")
+            answer["ok"] = getattr(scenarios, name)(**command["args"])
         except BaseException as error:
             answer["error"] = describe(error)
         data = memoryview(json.dumps(answer).encode() + b"\n")
