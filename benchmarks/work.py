@@ -6,6 +6,8 @@ Arguments and results of the public functions are JSON. Transports are kept by t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import os
 import resource
@@ -13,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import oslo_messaging
@@ -174,6 +177,38 @@ def reach(url: str, servers: list[str]) -> None:
     """Call each server once."""
     for name in servers:
         assert _client(url, name).call({}, "echo", value=1) == 1
+
+
+def reach_together(url: str, servers: list[str], timeout: float) -> dict[str, Any]:
+    """Call each once, all at the same time: how long the last took, and how many were not reached."""
+    errors: list[Exception] = []
+
+    def call(name: str) -> None:
+        try:
+            assert _client(url, name, timeout).call({}, "echo", value=1) == 1
+        except oslo_messaging.MessagingTimeout as error:
+            errors.append(error)
+
+    start = time.perf_counter()
+    _run([functools.partial(call, name) for name in servers])
+    return {"seconds": time.perf_counter() - start, "errors": len(errors)}
+
+
+def leave() -> None:
+    """Stop and clean up everything that this process serves."""
+    _run([server.stop for server in _servers])
+    _run([server.wait for server in _servers])
+    _run([transport.cleanup for transport in _transports.values()])
+    _servers.clear()
+    _transports.clear()
+
+
+def held() -> dict[str, float]:
+    """What this process holds: descriptors, and MiB of memory."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {"descriptors": len(list(Path("/proc/self/fd").iterdir())), "MiB": pages * resource.getpagesize() / 2**20}
 
 
 def usage() -> dict[str, float]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from green_zmq.figures import figures
+    from green_zmq.inspection import figures
     from green_zmq.servers import get_notification_listener, get_rpc_server
 
 __all__ = ["__version__", "figures", "get_notification_listener", "get_rpc_server"]
@@ -21,7 +21,7 @@ except PackageNotFoundError:  # a checkout that was not installed
 
 def __getattr__(name: str) -> Any:
     """The functions are imported when first used: importing oslo.messaging takes half a second."""
-    module = {"get_rpc_server": "servers", "get_notification_listener": "servers", "figures": "figures"}.get(name)
+    module = {"get_rpc_server": "servers", "get_notification_listener": "servers", "figures": "inspection"}.get(name)
     if module is not None:
         return getattr(importlib.import_module(f"green_zmq.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from oslo_config import cfg
-from oslo_messaging.transport import TransportURL
+from oslo_messaging.transport import TransportHost, TransportURL
 
 from green_zmq import executors, wire
 from green_zmq.delivery import Limits
@@ -239,7 +239,7 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
     if not port and (url.hosts or (url.virtual_host or "").strip("/")):
         raise InvalidTransportURL(
             _without_password(url),
-            f"{url.transport}:// names no host and no path; the file of its directory is directory_path",
+            f"{url.transport}:// names no host and no path; the file of its directory is directory_path.",
         )
     values = _values(conf, url)
     if values["rpc_zmq_max_port"] <= values["rpc_zmq_min_port"]:
@@ -327,20 +327,22 @@ def _redis(url: TransportURL, values: dict[str, Any], port: int) -> Redis:
         raise ConfigError(f"{url.transport}:// needs the library redis; install it with: pip install 'green_zmq[redis]'")
     if not url.hosts or not all(host.hostname for host in url.hosts):
         raise wrong("It names no host" if not url.hosts else "A host has no name")
+    if any(host.port is not None and not 0 < host.port < 1 << 16 for host in url.hosts):
+        raise wrong("A port is not from 1 to 65535")
     user, password = _credentials(url, wrong)
     group, _, database = (url.virtual_host or "").partition("/") if sentinel else ("", "", url.virtual_host or "")
     database = database.strip("/")
     if sentinel and not group:
         raise wrong("It names no group of the sentinels")
     if not re.fullmatch(r"\d{0,5}", database, re.ASCII):
-        raise wrong(f"{database!r} is no number of a database")
+        raise wrong("Its path has no number of a database")
     if not values["redis_prefix"]:
         raise ConfigError("redis_prefix must not be empty.")
     for name in ("redis_ca_file", "redis_cert_file", "redis_key_file"):
         if values[name] and not values["redis_tls"]:
             raise ConfigError(f"{name} is set, but redis_tls is not: set it too, or Redis is reached without TLS.")
     return Redis(
-        hosts=tuple((host.hostname, host.port or port) for host in url.hosts),
+        hosts=tuple((host.hostname, port if host.port is None else host.port) for host in url.hosts),
         group=group,
         database=int(database or 0),
         user=user,
@@ -363,17 +365,16 @@ def _credentials(url: TransportURL, wrong: Callable[[str], Exception]) -> tuple[
         raise wrong("Its hosts have different users or passwords")
     user, password = found.pop() if found else (None, None)
     if user and password is None:
-        raise wrong(f"The user {user} has no password")
+        raise wrong("Its user has no password")
     return user, password
 
 
 def _without_password(url: TransportURL) -> str:
-    """For messages, which end in logs."""
-    text = str(url)
-    for host in url.hosts:
-        if host.password:
-            text = text.replace(f":{quote(host.password, '')}@", ":***@")
-    return text
+    """For messages, which end in logs. What an option that we do not know says may be a password as well."""
+    told = {option.dest for option in OPTIONS if not option.secret}
+    hosts = [TransportHost(h.hostname, h.port, h.username, h.password and "***") for h in url.hosts]
+    query = {name: text if name in told else "***" for name, text in url.query.items()}
+    return unquote(str(TransportURL(url.conf, url.transport, url.virtual_host, hosts, query)))
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,29 +6,50 @@ when idle for long, when the process is gone, or as the least recently used abov
 thread.
 
 Reconnecting is ours, not libzmq's: after a loss the socket is read empty, closed, and replaced after a growing time. So
-it is always known what was written to which connection, and nothing written to a dead one surfaces later.
+it is always known what was written to which connection, and nothing written to a dead one surfaces later. Host names are
+ours as well: libzmq would resolve them in its only thread, and hold up every connection of the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
 import itertools
 import logging
+import os
 import random
+import resource
+from _queue import Empty, SimpleQueue  # the native ones: under a patched name, waiting would need a hub
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IPV6,
+    IPV6_V6ONLY,
+    SO_REUSEADDR,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    getaddrinfo,
+    gethostname,
+    if_nameindex,
+)
+from _socket import socket as TcpSocket  # noqa: N812 (not the class that green libraries replace)
 from collections import Counter
 from collections.abc import Callable
+from ctypes import addressof, create_string_buffer
 from functools import partial
 from math import inf
+from pathlib import Path
+from struct import pack
 from typing import Final
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from green_zmq.config import Settings
+from green_zmq.config import ALL, Settings
 from green_zmq.delivery import Link, Sender
-from green_zmq.errors import AddressError, WireError, WireVersionError
+from green_zmq.errors import AddressError, TransportClosed, WireError, WireVersionError
 from green_zmq.loop import Loop, OnMessage, Socket
-from green_zmq.routing import Node
 from green_zmq.wire import VERSION, decode_answer
 
 LOG = logging.getLogger(__name__)
@@ -47,118 +68,439 @@ _OVERHEAD: Final = 1 << 18
 _ANSWERS_HELD: Final = 10_000
 # Connections that may wait to be accepted: a service of 500 nodes comes back at once.
 _BACKLOG: Final = 1024
+# Attempts that begin in one round of the loop: 300 peers that are lost at once are not to hold up everybody else.
+_AT_ONCE: Final = 10
+# Native threads that resolve host names at the same time.
+_RESOLVERS: Final = 8
+# Opening a socket takes 4 descriptors, and the first of a process some more.
+_SPARE: Final = 12
+# Kept to send those away that a process out of descriptors cannot accept; and how long it shuts its door then, in seconds.
+_KEPT: Final = 4
+_SHUT: Final = 1.0
+_STANDSTILL: Final = 0.01
+# Linux's numbers; Python's socket module has no names for them.
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
+# What goes on is logged again after so many seconds.
+_REMIND: Final = 300.0
+# Things complained about that are remembered.
+_COMPLAINTS: Final = 1000
 
 _UP: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-_DOWN: Final = int(
+_UNREACHED: Final = int(zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED)
+_DOWN: Final = _UNREACHED | int(
     zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
+# There from the beginning; "open" and more are in the figures.
+_FIGURES: Final = (
+    "connections attempted",
+    "connections opened",
+    "connections reused",
+    "connections closed",
+    "connections evicted",
+    "connections failed",
+    "connections lost",
+)
+
+_OnAddresses = Callable[[list[str] | Exception], None]
+
+# Since 6.2, Linux says there how many descriptors a process has; before, the size is 0.
+_DESCRIPTORS: Final = Path("/proc/self/fd")
+_COUNTED: Final = _DESCRIPTORS.exists()
+
 # Monitors need an address of their own each, in the context that all loops of the process share.
 _monitors = itertools.count()
 
 
-class Router:
-    """The socket that a process is reached at, once it listens."""
+def _monitor(loop: Loop, socket: Socket, events: int, on_message: Callable[[Socket, list[bytes]], None]) -> Socket:
+    """A socket that gets the events of another one."""
+    address = f"inproc://green_zmq/monitor/{next(_monitors)}"
+    socket.monitor(address, events)
+    monitor = loop.open(zmq.PAIR, lambda frames: on_message(monitor, frames))
+    monitor.set(zmq.RCVHWM, 1)  # libzmq's own end holds a thousand events
+    monitor.connect(address)
+    return monitor
 
-    def __init__(self, loop: Loop, settings: Settings, on_message: OnMessage) -> None:
+
+def _shortage() -> str:
+    """Why no socket can be opened, if descriptors are the reason; empty if there are enough of them.
+
+    Without this look libzmq would end the process: in some places it takes for granted that it gets one.
+    """
+    used = _DESCRIPTORS.stat().st_size if _COUNTED else 0
+    if used:
+        return _no_descriptors(errno.EMFILE) if used + _SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0] else ""
+    taken: list[int] = []
+    try:
+        for _ in range(_SPARE):
+            taken.append(os.eventfd(0))  # noqa: PERF401 (what was taken before an error must be given back)
+    except OSError as error:
+        return _no_descriptors(error.errno)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+    return ""
+
+
+def _no_descriptors(number: int | None) -> str:
+    if number == errno.ENFILE:
+        return "the system is out of descriptors; raise its limit (sysctl fs.file-max)"
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"this process is out of descriptors, of which it may have {limit}; raise its limit of open files (ulimit -n, "
+        f"LimitNOFILE= of a systemd unit; the hard limit is {most}): it needs 4 for each server that it sends to, and 1 for "
+        "each process that sends to it"
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _addresses(name: str) -> list[str] | Exception:
+    try:
+        found = getaddrinfo(name.encode("idna"), None, 0, SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _endpoint(address: str, port: int | str) -> str:
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+class Router:
+    """The socket that a process is reached at, once it listens.
+
+    Its listening descriptor is made here, because libzmq alone spins when no descriptor is left for those who come: it
+    accepts again and again, as fast as it can. So then the door is shut: the kernel drops who wants to come, those who have
+    come already are sent away, and everybody comes again by himself later. Connections that stand are served meanwhile.
+    """
+
+    def __init__(
+        self, loop: Loop, settings: Settings, now: Callable[[], float], counts: Counter[str], on_message: OnMessage
+    ) -> None:
+        self.due = inf
+        self._counts = counts
         self._loop = loop
         self._settings = settings
+        self._now = now
         self._on_message = on_message
         self._socket: Socket | None = None
+        self._monitor: Socket | None = None
+        self._listening: TcpSocket | None = None
+        # Descriptors to send clients away with.
+        self._kept: list[int] = []
+        self._shut = False
+        self._waiting = False
+        self._told = False
+        self._told_at = -inf
 
-    def open(self) -> int:
-        """Listen; the port.
+    def open(self) -> tuple[str, int]:
+        """Listen; the host and port that others are to connect to.
 
-        :raises AddressError: there is no such address, or no free port.
+        :raises AddressError: there is no such address, no free port, or no descriptor.
         """
+        shortage = _shortage()
+        if shortage:
+            raise AddressError(f"Cannot listen: {shortage}.")
         settings = self._settings
+        address = self._address()
+        listening = self._listen(address)
+        port: int = listening.getsockname()[1]
         socket = self._loop.open(zmq.ROUTER, self._on_message)
-        for option, value in (
-            (zmq.LINGER, int(settings.linger * 1000)),
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.SNDHWM, _ANSWERS_HELD),
-            (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
-            (zmq.IPV6, int(":" in settings.bind_address)),
-            (zmq.BACKLOG, _BACKLOG),
-        ):
-            socket.set(option, value)
+        monitor: Socket | None = None
         try:
-            port = self._bind(socket)
+            for option, value in (
+                (zmq.LINGER, int(settings.linger * 1000)),
+                (zmq.ROUTER_MANDATORY, 1),
+                (zmq.SNDHWM, _ANSWERS_HELD),
+                (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
+                (zmq.USE_FD, os.dup(listening.fileno())),
+            ):
+                socket.set(option, value)
+            monitor = _monitor(self._loop, socket, int(zmq.EVENT_ACCEPT_FAILED), self._on_failure)
+            socket.bind(f"tcp://127.0.0.1:{port}")  # what counts is the descriptor
         except BaseException:
+            listening.close()
+            if monitor is not None:
+                self._loop.close(monitor, 0)
             self._loop.close(socket, 0)
             raise
-        self._socket = socket
+        self._socket, self._monitor, self._listening = socket, monitor, listening
+        self._keep()
         self._loop.watch(socket)
-        return port
+        self._loop.watch(monitor)
+        self._loop.timed.append(self)
+        return settings.host or (gethostname() if address in ALL else address), port
 
     def write(self, route: bytes, frames: list[bytes]) -> bool:
         """Whether it could be written; if not, it is kept where it matters, and the sender asks for it when it is back."""
         return self._socket is not None and self._loop.send(self._socket, [route, *frames])
 
-    def close(self, linger: float) -> None:
-        if self._socket is not None:
-            self._loop.close(self._socket, linger)
-            self._socket = None
+    def tick(self, now: float) -> None:
+        """While the door is shut: are there descriptors again?"""
+        self.due = now + _SHUT
+        if _shortage():
+            self._remind()
+            self._keep()
+            if self._waiting and self._listening is not None:
+                self._send_away()
+        elif self._listening is not None:
+            self._keep()
+            with contextlib.suppress(OSError):
+                self._listening.setsockopt(SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            self._shut = False
+            self.due = inf
+            if self._told:
+                self._told = False
+                LOG.warning("There are descriptors again: other processes can connect to this one.")
 
-    def _bind(self, socket: Socket) -> int:
+    def close(self, linger: float) -> None:
+        socket, monitor, listening = self._socket, self._monitor, self._listening
+        self._socket = self._monitor = self._listening = None
+        self.due = inf
+        if socket is None or monitor is None or listening is None:
+            return
+        # libzmq holds a lock while it waits for room for an event, and is not to hold it now.
+        while self._loop.read(monitor, 1000):
+            pass
+        socket.disable_monitor()
+        self._loop.close(monitor, 0)
+        self._loop.close(socket, linger)
+        listening.close()
+        while self._kept:
+            os.close(self._kept.pop())
+
+    # Where to listen.
+
+    def _address(self) -> str:
+        """The address to bind: of the interface, if one is named."""
+        address = self._settings.bind_address.strip("[]")
+        if address in ALL or _is_address(address):
+            return address
+        if address == "localhost":
+            return "127.0.0.1"
+        if address not in {name for _, name in if_nameindex()}:
+            raise self._wrong(address, "this host has no such network interface, and it is no IP address")
+        probe = self._loop.open(zmq.ROUTER, lambda _: None)
+        try:
+            for version_6 in (0, 1):
+                probe.set(zmq.IPV6, version_6)
+                with contextlib.suppress(zmq.ZMQError):
+                    probe.bind(f"tcp://{address}:*")
+                    bound = bytes(probe.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
+                    found = bound.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+                    if "%" not in found or self._settings.host:
+                        return found
+        finally:
+            self._loop.close(probe, 0)
+        raise self._wrong(address, "that network interface has no address that others could connect to")
+
+    def _listen(self, address: str) -> TcpSocket:
         """Bind to some port of the range: a random one first, so that processes do not queue for the same."""
         settings = self._settings
-        address = f"[{settings.bind_address}]" if ":" in settings.bind_address else settings.bind_address
         count = settings.max_port - settings.min_port
         start = random.randrange(count)
         for i in range(count):
             port = settings.min_port + (start + i) % count
             try:
-                socket.bind(f"tcp://{address}:{port}")
-            except zmq.ZMQError as error:
+                return self._listen_at(address, port)
+            except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise AddressError(
-                        f"Cannot listen on {address}:{port}: {error}. "
-                        "rpc_zmq_bind_address must be an address or network interface of this host, or *."
-                    ) from error
-                if i % 100 == 99:
-                    self._loop.model.pause()
-            else:
-                return port
+                    raise self._wrong(f"{address}:{port}", error.strerror or str(error)) from error
+            if i % 100 == 99:
+                self._loop.model.pause()
         ports = f"port {start + settings.min_port} is" if count == 1 else f"all {count} ports from {settings.min_port} on are"
         raise AddressError(
             f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
         )
 
+    @staticmethod
+    def _listen_at(address: str, port: int) -> TcpSocket:
+        """With '*' for IPv4 and IPv6, if this host has that."""
+        if address == "*":
+            try:
+                return Router._listen_at("::", port)
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+            address = "0.0.0.0"  # noqa: S104
+        listening = TcpSocket(AF_INET6 if ":" in address else AF_INET, SOCK_STREAM)
+        try:
+            listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            if address == "::":
+                listening.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0)
+            listening.setblocking(False)
+            # It is no name, so this asks nobody; but it knows the zone of a link-local address.
+            listening.bind(getaddrinfo(address, port, 0, SOCK_STREAM)[0][4])
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    @staticmethod
+    def _wrong(where: str, reason: str) -> AddressError:
+        return AddressError(
+            f"Cannot listen on {where}: {reason}. "
+            "rpc_zmq_bind_address must be an address or network interface of this host, or *."
+        )
+
+    # When no descriptor is left.
+
+    def _on_failure(self, _: Socket, frames: list[bytes]) -> None:
+        """Libzmq could not accept a connection."""
+        if self._shut or self._listening is None:
+            return
+        number = int(parse_monitor_message(frames)["value"])
+        if number not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            return
+        self._shut = True
+        self.due = self._now() + _SHUT
+        self._counts["times out of descriptors for those who connect"] += 1
+        with contextlib.suppress(OSError):
+            drop = create_string_buffer(pack("HBBI", 6, 0, 0, 0))  # a filter of packets (BPF): return 0
+            self._listening.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HL", 1, addressof(drop)))
+        self._send_away()
+        self._remind()
+
+    def _send_away(self) -> None:
+        """Accept and close whoever waits, with one descriptor at a time.
+
+        Libzmq's thread, which runs in circles, might take it first: then one more is served, and the next descriptor is
+        tried. It stands still as soon as it has nowhere to put more of its events, so that is waited for; it takes 4 ms.
+        """
+        assert self._listening is not None
+        self._waiting = True
+        while self._kept and self._waiting:
+            until = self._now() + _STANDSTILL
+            while self._now() < until:
+                pass
+            os.close(self._kept.pop())
+            try:
+                while True:
+                    os.close(self._listening._accept()[0])  # type: ignore[attr-defined]
+                    self._counts["connections refused for want of descriptors"] += 1
+            except BlockingIOError:
+                self._waiting = False
+            except OSError:
+                continue
+        self._keep()
+
+    def _keep(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._kept) < _KEPT:
+                self._kept.append(os.eventfd(0))
+
+    def _remind(self) -> None:
+        now = self._now()
+        if self._told_at + _REMIND <= now:
+            self._told = True
+            self._told_at = now
+            LOG.error("No process can connect to this one any more: %s.", _shortage() or _no_descriptors(errno.EMFILE))
+
+
+class _Names:
+    """Host names into addresses. The system's resolver blocks, so native threads ask it, and end when nothing is left.
+
+    Nothing is kept: whoever tries again asks again.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._asked: dict[str, list[_OnAddresses]] = {}
+        self._queue: SimpleQueue[str] = SimpleQueue()
+        self._threads = 0
+
+    def resolve(self, name: str, then: _OnAddresses) -> None:
+        """Have ``then`` called with the addresses, of which there is one at least, or with the error."""
+        if name in self._asked:
+            self._asked[name].append(then)
+        else:
+            self._asked[name] = [then]
+            self._queue.put(name)
+            self._help()
+
+    def _help(self) -> None:
+        if self._threads < _RESOLVERS and not self._queue.empty():
+            self._threads += 1
+            self._loop.model.start_native(self._work)
+
+    def _work(self) -> None:
+        """A native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
+        with contextlib.suppress(TransportClosed):
+            with contextlib.suppress(Empty):
+                while True:
+                    name = self._queue.get_nowait()
+                    self._loop.post(self._answered, (name, _addresses(name)))
+            self._loop.post(self._ended)
+
+    def _answered(self, answer: tuple[str, list[str] | Exception]) -> None:
+        name, addresses = answer
+        for then in self._asked.pop(name):
+            then(addresses)
+
+    def _ended(self, _: None) -> None:
+        self._threads -= 1
+        self._help()  # something may have come after that thread had looked
+
 
 class _Connection:
-    """A link's DEALER and its monitor; neither while it waits for its next attempt."""
+    """A link's DEALER and its monitor; neither while its host name is resolved or while it waits for its next attempt."""
 
-    __slots__ = ("attempts", "connecting_until", "dealer", "link", "monitor", "retry_at", "used")
+    __slots__ = (
+        "attempts", "began", "dealer", "link", "monitor", "resolving", "retry_at", "turn", "up", "used", "written"
+    )  # fmt: skip
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.dealer: Socket | None = None
         self.monitor: Socket | None = None
+        self.resolving = False
+        self.up = False
+        # Attempts since the last answer; which of the host's addresses is to be tried; messages written since it stands.
         self.attempts = 0
+        self.turn = 0
+        self.written = 0
         self.retry_at = inf
+        self.began = 0.0
         self.used = 0.0
 
 
 class Connections:
+    """The pool. What is in ``counts`` has happened; :meth:`figures` tells how it is now as well."""
+
     def __init__(self, loop: Loop, sender: Sender, settings: Settings, now: Callable[[], float]) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(_FIGURES, 0))
         self.due = inf
         self._loop = loop
         self._sender = sender
         self._settings = settings
         self._now = now
+        self._names = _Names(loop)
         self._connections: dict[Link, _Connection] = {}
-        self._complained: Counter[str] = Counter()
+        # Those whose next attempt has its time.
+        self._trying: dict[_Connection, None] = {}
+        self._crowded = False
+        self._look_at = inf
+        self._complained: dict[str, float] = {}
 
-    @property
-    def open(self) -> int:
-        return sum(connection.dealer is not None for connection in self._connections.values())
+    def figures(self) -> dict[str, int]:
+        """What has happened, and how it is now; from any thread."""
+        figures = dict(self.counts)
+        figures["connections open"] = figures["connections opened"] - figures["connections closed"]
+        for connection in list(self._connections.values()):
+            figures["connections reused"] += max(0, connection.written - 1)
+        return figures
 
     def want(self, link: Link) -> None:
         """Something waits to be sent there. Connects, or lets the attempt that is due anyway do it."""
@@ -166,82 +508,130 @@ class Connections:
         if connection is None:
             connection = self._connections[link] = _Connection(link)
             self._make_room()
-        if connection.dealer is None and connection.retry_at == inf:
-            self._connect(connection)
+        if connection.dealer is None and not connection.resolving and connection.retry_at == inf:
+            self._try_at(connection, self._now())
 
     def write(self, link: Link, frames: list[bytes]) -> None:
         connection = self._connections.get(link)
         if connection is None or connection.dealer is None:
             return  # lost in this very round: what is open is written again over the next one
         connection.used = self._now()
+        connection.written += 1
         self._loop.send(connection.dealer, frames)
 
     def drop(self, link: Link) -> None:
-        """That process is gone for good."""
+        """That process is gone for good, or nobody is to send to it any more."""
         connection = self._connections.pop(link, None)
         if connection is not None:
             self._close(connection, 0)
 
     def tick(self, now: float) -> None:
-        """Attempts that are due, and connections that were idle for long."""
-        for connection in list(self._connections.values()):
-            link = connection.link
-            if connection.retry_at <= now:
-                if link.idle and not self._sender.awaited():
+        """Attempts that are due, and connections that nobody needs any more."""
+        ready = [connection for connection in self._trying if connection.retry_at <= now]
+        if ready:
+            awaited = bool(self._sender.awaited())
+            for connection in ready[:_AT_ONCE]:
+                self._trying.pop(connection, None)
+                connection.retry_at = inf
+                if connection.link.idle and not awaited:
                     self._retire(connection)
-                else:
+                elif connection.link in self._connections:
                     self._connect(connection)
-            elif link.idle and connection.dealer is not None and connection.used + self._settings.idle_timeout <= now:
-                self.counts["connections closed: idle"] += 1
-                self._retire(connection)
-        self._set_due(now)
+        if self._look_at <= now:
+            self._look(now)
+        self.due = min((connection.retry_at for connection in self._trying), default=inf)
+        self.due = min(self.due, self._look_at)
 
     def close(self, linger: float) -> None:
         for connection in self._connections.values():
             self._close(connection, linger)
         self._connections.clear()
+        self._look_at = self.due = inf
 
-    def _set_due(self, now: float) -> None:
-        self.due = min((c.retry_at for c in self._connections.values()), default=inf)
-        if self._connections:
-            self.due = min(self.due, now + min(_IDLE_LOOK, self._settings.idle_timeout))
+    def _look(self, now: float) -> None:
+        """Close what was idle for long, and what became idle after the directory no longer listed it."""
+        for connection in list(self._connections.values()):
+            link = connection.link
+            if link.idle and connection.dealer is not None:
+                if not link.topics:
+                    self._retire(connection)
+                elif connection.used + self._settings.idle_timeout <= now:
+                    self.counts["connections closed: idle"] += 1
+                    self._retire(connection)
+        self._make_room()
+        self._look_at = now + min(_IDLE_LOOK, self._settings.idle_timeout) if self._connections else inf
 
     def _make_room(self) -> None:
-        """Above the limit the least recently used connection that nothing needs is closed; if all are needed, none."""
-        if len(self._connections) <= self._settings.max_connections:
-            return
-        unneeded = [c for c in self._connections.values() if c.link.idle and c.dealer is not None]
-        if unneeded:
-            self.counts["connections closed: over the limit"] += 1
-            self._retire(min(unneeded, key=lambda connection: connection.used))
+        """Above the limit the least recently used connections that nothing needs are closed.
+
+        If all are needed none is: then as soon as one no longer is.
+        """
+        over = len(self._connections) - self._settings.max_connections
+        if over > 0:
+            unneeded = [c for c in self._connections.values() if c.link.idle and c.dealer is not None]
+            unneeded.sort(key=lambda connection: connection.used)
+            for connection in unneeded[:over]:
+                self.counts["connections evicted"] += 1
+                self._retire(connection)
+        self._crowded = len(self._connections) > self._settings.max_connections
 
     def _retire(self, connection: _Connection) -> None:
         del self._connections[connection.link]
         self._close(connection, self._settings.linger)
         self._sender.closed(connection.link)
 
-    def _connect(self, connection: _Connection) -> None:
-        node = connection.link.node
-        connection.retry_at = inf
-        connection.used = self._now()
-        self.counts["connections attempted"] += 1
-        try:
-            self._open(connection, node)
-        except zmq.ZMQError as error:
-            self._close(connection, 0)
-            if error.errno == errno.EMFILE:
-                self._complain(
-                    "descriptors",
-                    "out of descriptors: no connection to %s can be made; raise the limit of open files "
-                    "(ulimit -n, LimitNOFILE=), each peer takes 4",
-                    node,
-                )
-            else:
-                self._complain(node.address, "no connection to %s can be made: %s", node, error)
-            self._lost(connection)
-        self._set_due(self._now())
+    def _try_at(self, connection: _Connection, when: float) -> None:
+        connection.retry_at = when
+        self._trying[connection] = None
+        self.due = min(self.due, when)
 
-    def _open(self, connection: _Connection, node: Node) -> None:
+    def _connect(self, connection: _Connection) -> None:
+        link = connection.link
+        host = link.node.host
+        connection.began = connection.used = self._now()
+        self.counts["connections attempted"] += 1
+        shortage = _shortage()
+        if shortage:
+            self._complain("descriptors", "no connection to %s can be made: %s", link.node, shortage)
+            self._lost(connection, shortage)
+        elif _is_address(host):
+            self._connect_to(connection, host)
+        else:
+            connection.resolving = True
+            link.trouble = link.trouble or f"its host name {host} is still being resolved"
+            self._names.resolve(host, partial(self._resolved, connection))
+
+    def _resolved(self, connection: _Connection, addresses: list[str] | Exception) -> None:
+        if not connection.resolving:
+            return  # it was dropped meanwhile
+        connection.resolving = False
+        if isinstance(addresses, Exception):
+            node = connection.link.node
+            reason = (
+                f"the host name {node.host} cannot be resolved here ({getattr(addresses, 'strerror', None) or addresses}); set "
+                f"rpc_zmq_host on {node.hostname} to an address that this host can reach, or make the name known here (DNS, "
+                "/etc/hosts)"
+            )
+            keys = ", ".join(dict.fromkeys(str(request.key) for request in connection.link.queue)) or "nothing"
+            self._complain(f"name {node.host}", "no connection to %s can be made, for which %s waits: %s", node, keys, reason)
+            self._lost(connection, reason)
+        else:
+            # One that cannot be reached is not the first to be tried the next time either.
+            self._connect_to(connection, addresses[connection.turn % len(addresses)])
+
+    def _connect_to(self, connection: _Connection, address: str) -> None:
+        node = connection.link.node
+        try:
+            self._open(connection, address)
+        except (zmq.ZMQError, OSError) as error:
+            reason = _shortage() if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            self._complain(node.address, "no connection to %s can be made: %s", node, reason or error)
+            self._lost(connection, reason or str(error))
+        if self._look_at == inf:
+            self._look_at = connection.used + min(_IDLE_LOOK, self._settings.idle_timeout)
+            self.due = min(self.due, self._look_at)
+
+    def _open(self, connection: _Connection, address: str) -> None:
         settings = self._settings
         dealer = self._loop.open(zmq.DEALER, partial(self._on_message, connection))
         connection.dealer = dealer
@@ -249,7 +639,7 @@ class Connections:
         for option, value in (
             (zmq.LINGER, int(settings.linger * 1000)),
             (zmq.SNDHWM, 0),  # what is unanswered is bounded; a message that libzmq refuses would have to be kept as well
-            (zmq.IPV6, 1),
+            (zmq.IPV6, int(":" in address)),
             (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
             (zmq.RECONNECT_IVL, _NEVER),
             (zmq.CONNECT_TIMEOUT, int(_HANDSHAKE * 1000)),
@@ -259,19 +649,22 @@ class Connections:
             (zmq.HEARTBEAT_TTL, milliseconds * 3),
         ):
             dealer.set(option, value)
-        address = f"inproc://green_zmq/monitor/{next(_monitors)}"
-        dealer.monitor(address, _UP | _DOWN)
-        monitor = self._loop.open(zmq.PAIR, lambda frames: self._on_event(connection, monitor, frames))
-        connection.monitor = monitor
-        monitor.connect(address)
-        dealer.connect(node.address)
+        connection.monitor = _monitor(self._loop, dealer, _UP | _DOWN, partial(self._on_event, connection))
+        dealer.connect(_endpoint(address, connection.link.node.port))
         self._loop.watch(dealer)
-        self._loop.watch(monitor)
+        self._loop.watch(connection.monitor)
 
     def _close(self, connection: _Connection, linger: float) -> None:
         dealer, monitor = connection.dealer, connection.monitor
         connection.dealer = connection.monitor = None
+        connection.resolving = False
         connection.retry_at = inf
+        self._trying.pop(connection, None)
+        if connection.up:
+            connection.up = False
+            self.counts["connections closed"] += 1
+        self.counts["connections reused"] += max(0, connection.written - 1)
+        connection.written = 0
         if dealer is not None:
             if monitor is not None:
                 dealer.disable_monitor()
@@ -280,52 +673,75 @@ class Connections:
             self._loop.close(monitor, 0)
 
     def _on_message(self, connection: _Connection, frames: list[bytes]) -> None:
-        node = connection.link.node
+        link = connection.link
         try:
             answer = decode_answer(frames)
         except WireVersionError as error:
+            node = link.node
             self.counts["answers of another wire version"] += 1
             self._complain(f"version of {node}", "cannot talk to %s: %s, we speak %d", node, error, VERSION)
             self._sender.gone(node.instance, self._now(), taken_over=True)
             return
         except WireError as error:
             self.counts["answers that are none of ours"] += 1
-            self._complain(f"answers of {node}", "dropped an answer of %s: %s", node, error)
+            self._complain(f"answers of {link.node}", "dropped an answer of %s: %s", link.node, error)
             return
         connection.used = self._now()
         connection.attempts = 0
-        self._sender.answered(connection.link, answer, connection.used)
+        self._sender.answered(link, answer, connection.used)
+        if self._crowded and link.idle:
+            self._make_room()
 
     def _on_event(self, connection: _Connection, monitor: Socket, frames: list[bytes]) -> None:
         if connection.monitor is not monitor:
             return  # of a socket that was replaced meanwhile
         event = int(parse_monitor_message(frames)["event"])
         if event == _UP:
-            self.counts["connections made"] += 1
+            connection.up = True
+            connection.link.trouble = ""
+            self.counts["connections opened"] += 1
             self._sender.connected(connection.link, self._now())
         elif event & _DOWN:
             # What had arrived before the loss counts.
             while connection.dealer is not None and self._loop.read(connection.dealer, 100):
                 pass
             if connection.monitor is monitor:
-                self._lost(connection)
+                self._lost(connection, self._trouble(connection, event))
 
-    def _lost(self, connection: _Connection) -> None:
+    def _trouble(self, connection: _Connection, event: int) -> str:
+        """Why there is no connection, as far as libzmq lets one know."""
+        if connection.up:
+            return "the connection was lost"
+        seconds = self._now() - connection.began
+        if event & _UNREACHED:
+            no_answer = "it does not answer" if seconds >= _HANDSHAKE else "it refuses connections, or there is no way to it"
+            return _shortage() or no_answer
+        if seconds >= _HANDSHAKE:
+            return "it does not answer once connected; is it stopped or overloaded?"
+        return "it closes the connection at once; is it out of descriptors, or no server of ours?"
+
+    def _lost(self, connection: _Connection, trouble: str) -> None:
         now = self._now()
-        if connection.link.up and connection.attempts:
-            self._complain(
-                f"losses of {connection.link.node.address}", "%s closes every connection to it", connection.link.node
-            )
-        self.counts["connections lost" if connection.link.up else "connections failed"] += 1
+        link = connection.link
+        link.trouble = trouble
+        if connection.up:
+            if connection.attempts:
+                self._complain(f"losses of {link.node.address}", "%s closes every connection to it", link.node)
+            self.counts["connections lost"] += 1
+        else:
+            self.counts["connections failed"] += 1
+            connection.turn += 1
         self._close(connection, 0)
         wait = min(_RETRY_FIRST * 2 ** min(connection.attempts, 30), _RETRY_MOST)
         connection.attempts += 1
-        connection.retry_at = now + wait * random.uniform(0.5, 1.0)
-        self._sender.disconnected(connection.link, now)
-        self._set_due(now)
+        self._try_at(connection, now + wait * random.uniform(0.5, 1.0))
+        self._sender.disconnected(link, now)
 
     def _complain(self, about: str, text: str, *arguments: object) -> None:
-        """Each thing once; then only every hundredth time."""
-        if self._complained[about] % 100 == 0:
+        """Each thing once, and again only if it goes on for long."""
+        now = self._now()
+        if self._complained.get(about, -inf) + _REMIND <= now:
+            if len(self._complained) >= _COMPLAINTS:
+                self._complained.clear()
+            self._complained[about] = now
             LOG.warning(text, *arguments)
-        self._complained[about] += 1

@@ -150,9 +150,12 @@ class Link:
     :ivar queue: what waits for the connection, or for the server to have room.
     :ivar open: what was written and waits for its answer, by id, lowest first.
     :ivar taken: casts that were accepted and may still be given back, by id.
+    :ivar topics: those that the directory listed it in when last asked; if none is left, nobody is to send there any more.
+    :ivar busy: addresses at which it refused a request, each with when it may be asked again, and how long it is left alone.
+    :ivar trouble: why there is no connection, for the errors of those who wait for one.
     """
 
-    __slots__ = ("busy_for", "busy_until", "down", "node", "open", "queue", "taken", "up")
+    __slots__ = ("busy", "down", "node", "open", "queue", "taken", "topics", "trouble", "up")
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -161,8 +164,9 @@ class Link:
         self.queue: deque[Outgoing] = deque()
         self.open: dict[int, Outgoing] = {}
         self.taken: dict[int, Outgoing] = {}
-        self.busy_for = 0.0
-        self.busy_until = 0.0
+        self.topics: set[Topic] = set()
+        self.trouble = ""
+        self.busy: dict[Key, tuple[float, float]] = {}
 
     @property
     def load(self) -> int:
@@ -174,8 +178,30 @@ class Link:
         """Whether nothing needs the connection."""
         return not self.open and not self.queue and not self.taken
 
-    def usable(self, now: float) -> bool:
-        return not self.down and self.busy_until <= now
+    def usable(self, key: Key, now: float) -> bool:
+        return not self.down and (not self.busy or self.free(key, now))
+
+    def free(self, key: Key, now: float) -> bool:
+        """Whether it may be asked at that address: one listener that is full says nothing of the others of its process."""
+        return key not in self.busy or self.busy[key][0] <= now
+
+    def refuse(self, key: Key, now: float) -> float:
+        """It refused a request: leave it alone for a while, longer each time; until when."""
+        self.busy = {key: entry for key, entry in self.busy.items() if entry[0] + BUSY_MOST > now}
+        until, wait = self.busy.get(key, (now, 0.0))
+        if until <= now:  # else it is one of a burst that was sent before the first was refused
+            wait = min(max(BUSY_FIRST, wait * 2), BUSY_MOST)
+            until = now + wait
+            self.busy[key] = (until, wait)
+        return until
+
+    def took(self, key: Key) -> None:
+        """It took a request: the next time that it refuses one is the first again."""
+        if key in self.busy:
+            self.busy[key] = (self.busy[key][0], 0.0)
+
+    def next_free(self, now: float) -> float:
+        return min((until for until, _ in self.busy.values() if until > now), default=inf)
 
     def take(self, request: Outgoing) -> None:
         in_order = not self.taken or next(reversed(self.taken)) < request.id
@@ -188,6 +214,10 @@ class Link:
         if not self.taken:
             return next(iter(self.open))
         return min(next(iter(self.taken)), next(iter(self.open), 1 << 63))
+
+
+def _unreached(links: Sequence[Link]) -> str:
+    return "no connection to " + ", ".join(f"{link.node}{link.trouble and ': '}{link.trouble}" for link in links)
 
 
 class _Route:
@@ -205,7 +235,7 @@ class Sender:
 
     :ivar writes: (link, frames) to be written to that link's connection.
     :ivar wanted: links that need a connection.
-    :ivar dropped: links whose process is gone for good, and their connections with it.
+    :ivar dropped: links whose process is gone for good, or which the directory lists no more, and their connections with it.
     :ivar lookups: topics to be looked up in the directory.
     :ivar doubtful: nodes whose connection was lost: does the directory still have them?
     :ivar waiting: requests that wait for a server, by address; only to be looked at.
@@ -358,9 +388,18 @@ class Sender:
                 self._unwait(request)
                 self._route(request, now)
             self._pump(key, now)
+        listed = {node.instance for node in self.table.nodes(Key(*topic, "")) or ()}
+        for link in [li for li in self._links.values() if topic in li.topics and li.node.instance not in listed]:
+            link.topics.remove(topic)
+            if not link.topics and link.idle:  # if not idle, its connection is closed once it is
+                del self._links[link.node.instance]
+                self._busy.discard(link)
+                self.wanted.discard(link)
+                link.up = link.down = False
+                self.dropped.append(link)
 
     def forget(self, topic: Topic) -> None:
-        """Nothing was sent there for long: whoever does will have it looked up."""
+        """Nothing was sent there for long: whoever does will have it looked up. That says nothing of its servers."""
         self.table.forget(topic)
         self._forget_routes(topic)
 
@@ -388,12 +427,11 @@ class Sender:
     def tick(self, now: float) -> None:
         """Whatever is due by now: deadlines, graces, heartbeats, servers to be asked again."""
         self.due = inf
-        ready = [link for link in self._busy if link.busy_until <= now]
-        if ready:
-            self._busy.difference_update(ready)
-            for link in ready:
-                if link.up:
-                    self._flush(link, now)
+        for link in list(self._busy):
+            if link.up:
+                self._flush(link, now)
+            if link.next_free(now) == inf:
+                self._busy.discard(link)
         self._pump_all(now)
         for request in [r for r in self._requests if r.due() <= now]:
             if not request.over:
@@ -407,7 +445,7 @@ class Sender:
         self.due = min(
             self.due,
             min((request.due() for request in self._requests), default=inf),
-            min((link.busy_until for link in self._busy), default=inf),
+            min((link.next_free(now) for link in self._busy), default=inf),
         )
 
     def close(self, now: float) -> None:
@@ -438,7 +476,7 @@ class Sender:
         elif request.kind == FANOUT:
             self._fan_out(request, route.links, now)
         else:
-            found = choose(route.links, route.turn, now)
+            found = choose(route.links, request.key, route.turn, now)
             if found is None:
                 self.wanted.update(link for link in route.links if link.down)
                 self._wait(request)
@@ -463,6 +501,8 @@ class Sender:
         if nodes is None:
             return None
         route = _Route([self._link(node) for node in nodes if node.wire == wire.VERSION])
+        for link in route.links:
+            link.topics.add(Topic(*key[:2]))
         if route.links:
             self._routes[key] = route
         return route
@@ -499,17 +539,23 @@ class Sender:
         if request.size > link.node.max_bytes:
             text = f"{request.size} bytes, and max_message_bytes of {link.node} allows {link.node.max_bytes}"
             self._lose(request, text, MessageTooLarge(f"The message to {request.key} has {text}."))
-        elif link.up and not link.queue and link.busy_until <= now:
+        elif link.up and not link.queue and (not link.busy or link.free(request.key, now)):
             self._write_first(request, link, now)
         else:
             request.link = link
             link.queue.append(request)
-            if not link.up:
+            if link.up:
+                self._flush(link, now)
+            else:
                 self.wanted.add(link)
 
     def _flush(self, link: Link, now: float) -> None:
-        while link.queue:
-            self._write_first(link.queue.popleft(), link, now)
+        queue, link.queue = link.queue, deque()
+        for request in queue:
+            if link.free(request.key, now):
+                self._write_first(request, link, now)
+            else:
+                link.queue.append(request)
 
     def _write_first(self, request: Outgoing, link: Link, now: float) -> None:
         request.link = link
@@ -556,13 +602,13 @@ class Sender:
         kind = answer.kind
         if kind in (wire.REPLY, wire.FAILURE):
             request.outcome = answer
-            link.busy_for = 0.0
+            link.took(request.key)
             self._settle(request)
             self._finish(request)
         elif kind == wire.ACCEPTED:
             request.accepted = True
             request.heard = now
-            link.busy_for = 0.0
+            link.took(request.key)
             if request.kind != CALL and request.id in link.open:
                 self._settle(request)
                 link.take(request)
@@ -590,10 +636,8 @@ class Sender:
         link.open.pop(request.id, None)
         request.accepted = False
         # Whatever the reason, it is not asked again at once: a directory that is behind would send us there for ever.
-        link.busy_for = min(max(BUSY_FIRST, link.busy_for * 2), BUSY_MOST)
-        link.busy_until = now + link.busy_for
+        self.due = min(self.due, link.refuse(request.key, now))
         self._busy.add(link)
-        self.due = min(self.due, link.busy_until)
         if kind != wire.BUSY:
             if request.pinned is not None:  # it has left the topic: fanout has nothing to do there
                 request.link = None
@@ -743,7 +787,7 @@ class Sender:
                 return f"{node} accepted it and did not reply"
             if request.id:
                 return f"it was sent to {node}, which did not accept it"
-            return f"no connection to {node}"
+            return _unreached([request.link])
         nodes = self.table.nodes(request.key)
         if self._directory_error and not nodes:
             return f"the directory does not answer ({self._directory_error})"
@@ -754,9 +798,9 @@ class Sender:
         if all(node.wire != wire.VERSION for node in nodes):
             return f"its servers speak another version of the wire protocol than ours, {wire.VERSION}: {nodes[0]}"
         links = [self._links[node.instance] for node in nodes if node.instance in self._links]
-        if any(link.busy_until + BUSY_MOST > now for link in links):
+        if any(link.busy[request.key][0] + BUSY_MOST > now for link in links if request.key in link.busy):
             return "all its servers are busy: " + ", ".join(map(str, nodes))
-        return "no connection to " + ", ".join(map(str, nodes))
+        return _unreached(links) if links else "no connection to " + ", ".join(map(str, nodes))
 
 
 class Record:

@@ -77,7 +77,10 @@ class ZmqDriver(base.BaseDriver):
         raise NotImplementedError("green_zmq does not store notifications yet; send them over another transport.")
 
     def listen(self, target: Target, batch_size: int, batch_timeout: float | None) -> Listener:
-        return Listener(self._running().server, self._key(target, target.server), batch_size, batch_timeout)
+        """:raises Unserializable: nobody could send to such a target."""
+        key = self._key(target, target.server)
+        wire.encode_key(key)
+        return Listener(self._running().server, key, batch_size, batch_timeout)
 
     def listen_for_notifications(
         self, targets_and_priorities: Any, pool: str | None, batch_size: int, batch_timeout: float | None

@@ -8,7 +8,6 @@ import contextlib
 import os
 import time
 import weakref
-from collections import Counter
 from math import inf
 from typing import Final
 
@@ -68,13 +67,14 @@ class Engine:
         self._loop.abandon()
 
     def counts(self) -> dict[str, int]:
-        """Everything that is counted, by what it is."""
-        total: Counter[str] = Counter()
-        for part in (self._sender, self._receiver, self._connections, self._resolver, self.server):
-            total.update(part.counts)
-        total["connections open"] = self._connections.open
+        """Everything that is counted, by what it is; from any thread."""
+        # Copied in one go, as the loop goes on counting.
+        total = self._connections.figures()
+        for part in (self._sender, self._receiver, self._resolver, self.server):
+            for name, count in dict(part.counts).items():
+                total[name] = total.get(name, 0) + count
         total["messages in the outbox"] = self._sender.pending
-        return dict(total)
+        return total
 
     def tick(self, now: float) -> None:
         """While it closes: is everything delivered, or the time up?"""

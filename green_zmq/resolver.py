@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from math import inf
+from posix import close  # gevent's in os leaves it to a hub, which the native thread does not run
 from typing import Any, Final
 
 from green_zmq.config import Settings
@@ -30,6 +32,9 @@ LOG = logging.getLogger(__name__)
 _WATCH: Final = 0.02
 # How old, at a send, the knowledge may be that nothing has changed. Asking costs 3 us.
 _FRESH: Final = 0.01
+# While many servers come or go, a topic that has so many is read for a part of the time only: for one in so much.
+_MANY: Final = 100
+_PAUSE: Final = 20
 # A directory that fails is asked again after this time.
 _RETRY: Final = 1.0
 
@@ -75,7 +80,9 @@ class Resolver:
         self._failing = False
         self._checked = 0.0
         self._stale: set[Topic] = set()
-        self._asked: set[Topic] = set()
+        self._asked: dict[Topic, float] = {}
+        # When a topic with many servers, which takes a while to be read, may be read again because it has changed.
+        self._again_at: dict[Topic, float] = {}
         # When something was last sent there.
         self._used: dict[Topic, float] = {}
         self._forget_at = inf
@@ -89,13 +96,14 @@ class Resolver:
     def announce(self, node: Node, listeners: set[tuple[Topic, str]], then: _Then) -> None:
         """Register the node with exactly these listeners; ``then`` gets None or the error."""
         self._node, self._listeners = node, set(listeners)
-        self._announce_at = self._now() + self._settings.update
+        # Nodes that have come back together are not to stay in step.
+        self._announce_at = self._now() + self._settings.update * random.uniform(0.9, 1.0)
         self._set_due()
         wanted = frozenset(listeners)
 
         def announced(error: DirectoryError | None) -> None:
             if error is not None and self._node is not None:
-                self._announce_at = self._now() + _RETRY
+                self._announce_at = self._now() + _RETRY * random.uniform(0.5, 1.0)
                 self._set_due()
             then(error)
 
@@ -120,7 +128,7 @@ class Resolver:
     def look_up(self, topic: Topic) -> None:
         """Ask for a topic, unless that is under way."""
         if topic not in self._asked:
-            self._asked.add(topic)
+            self._asked[topic] = self._now()
             self._stale.discard(topic)
             self.counts["topics looked up"] += 1
             if self._forget_at == inf:
@@ -143,7 +151,7 @@ class Resolver:
         self._used[topic] = now
         if self._directory is not None and (strictly or self._checked + _FRESH <= now):
             self._check(now)
-        if topic in self._stale:
+        if topic in self._stale and (strictly or self._again_at.get(topic, 0.0) <= now):
             self.look_up(topic)
         return topic not in self._asked
 
@@ -180,10 +188,11 @@ class Resolver:
 
     def _forget_unused(self, now: float) -> None:
         """Topics that nothing was sent to for as long as an unused connection is kept."""
-        keep = self._sender.awaited() | self._asked
+        keep = self._sender.awaited() | self._asked.keys()
         oldest = now - self._settings.idle_timeout
         for topic in [topic for topic, used in self._used.items() if used <= oldest and topic not in keep]:
             del self._used[topic]
+            self._again_at.pop(topic, None)
             self._stale.discard(topic)
             self._sender.forget(topic)
             self._do(partial(_forget, topic), _ignore)
@@ -197,13 +206,16 @@ class Resolver:
             self._stale |= news
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
-        self._asked.discard(topic)
+        asked = self._asked.pop(topic)
         if isinstance(answer, DirectoryError):
             self._stale.add(topic)
             self._sender.not_looked_up(topic, str(answer))
         else:
+            now = self._now()
+            if len(answer) >= _MANY:
+                self._again_at[topic] = now + _PAUSE * (now - asked)
             self._table.update(topic, answer)
-            self._sender.looked_up(topic, self._now())
+            self._sender.looked_up(topic, now)
         self._news(topic)
 
     def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
@@ -249,7 +261,7 @@ class Resolver:
         if directory is not None:
             directory.close()
         assert self._wake is not None
-        os.close(self._wake)
+        close(self._wake)
 
     def _wait(self, directory: Directory | None) -> DirectoryError | None:
         """For the next job, or news of the directory."""

@@ -102,26 +102,27 @@ class Loaded(Protocol):
     @property
     def load(self) -> int: ...
 
-    def usable(self, now: float) -> bool: ...
+    def usable(self, key: Key, now: float) -> bool: ...
 
 
 _L = TypeVar("_L", bound=Loaded)
 
 
-def choose(servers: Sequence[_L], turn: int, now: float) -> tuple[int, _L] | None:
-    """The usable server with the fewest requests outstanding from here, ties in turn beginning at ``turn``.
+def choose(servers: Sequence[_L], key: Key, turn: int, now: float) -> tuple[int, _L] | None:
+    """The server that can take a message to ``key`` and has the fewest requests outstanding from here, ties in turn.
 
-    Equal idle servers so get strict round robin. Returns the turn for the next choice with it; None: none is usable.
+    Equal idle servers so get strict round robin, beginning at ``turn``. Returns the turn for the next choice with it; None:
+    none is usable.
     """
     count = len(servers)
     if count == 1:
-        return (0, servers[0]) if servers[0].usable(now) else None
+        return (0, servers[0]) if servers[0].usable(key, now) else None
     best = None
     least = -1
     for i in range(turn, turn + count):
         server = servers[i % count]
         load = server.load
-        if (best is None or load < least) and server.usable(now):
+        if (best is None or load < least) and server.usable(key, now):
             best = (i % count + 1, server)
             if load == 0:
                 break

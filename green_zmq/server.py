@@ -164,7 +164,7 @@ class Server:
         self._resolver = resolver
         self._settings = settings
         self._now = now
-        self._router = Router(loop, settings, self._on_message)
+        self._router = Router(loop, settings, now, self.counts, self._on_message)
         self._listeners: dict[Key, deque[Listener]] = {}
         self._complained: dict[str, float] = {}
 
@@ -248,13 +248,13 @@ class Server:
             return
         if self.node is None:
             try:
-                port = self._router.open()
+                host, port = self._router.open()
             except AddressError as error:
                 then(error)
                 return
             self.node = Node(
                 instance=self._receiver.instance,
-                host=self._settings.host,
+                host=host,
                 port=port,
                 hostname=socket.gethostname(),
                 pid=os.getpid(),

@@ -13,61 +13,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from green_zmq.cli import main
+from tests.commands import COMMAND, LIMIT, environment, listed, process, result, run, serving, wait_for
+
 MODELS = ("eventlet", "gevent", "threads")
-COMMAND = [sys.executable, "-m", "green_zmq.cli"]
 NAME = "a host@back/end:1 ü\n[bold]"
 
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    url = f"zmq://?directory_path={quote(str(tmp_path))}/directory.sqlite"
-    return os.environ | {"GREEN_ZMQ_URL": url, "PYTHONIOENCODING": "utf-8", "TMPDIR": str(tmp_path)}
-
-
-def run(env: Mapping[str, str], *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *args], check=False, env=env, capture_output=True, encoding="utf-8", timeout=45, **kwargs)
-
-
-def result(env: Mapping[str, str], *args: str, **kwargs: Any) -> Any:
-    done = run(env, *args, **kwargs)
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
-    return value
-
-
-@contextlib.contextmanager
-def process(env: Mapping[str, str], *args: str) -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen(
-        [*COMMAND, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, encoding="utf-8"
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate(timeout=20)
-
-
-@contextlib.contextmanager
-def serving(env: Mapping[str, str], *args: str) -> Iterator[subprocess.Popen[str]]:
-    with process(env, "serve", *args) as child:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line.startswith("listening on "), line + child.communicate()[1]
-        yield child
+    return environment(f"zmq://?directory_path={quote(str(tmp_path))}/directory.sqlite") | {"TMPDIR": str(tmp_path)}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -78,16 +40,14 @@ def test_serve(env: dict[str, str], model: str, number: int) -> None:
         assert (seen["pid"], seen["model"], seen["server"]) == (server.pid, model, "s")
         assert seen["counts"] == {"inspect": 1}
         # A method that runs when the server is stopped does not hold it up, and its caller gets an answer.
-        with process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "70") as sleeper:
+        with process(env, "call", "topic", "sleep", "seconds=600", "--timeout", "700") as sleeper:
             wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep"))
-            begin = time.monotonic()
             server.send_signal(number)
-            out, err = server.communicate(timeout=20)
+            out, err = server.communicate(timeout=LIMIT)
             assert (server.returncode, out, err) == (0, "", "")
-            assert time.monotonic() - begin < 8
-            out, err = sleeper.communicate(timeout=20)
+            out, err = sleeper.communicate(timeout=LIMIT)
             assert (sleeper.returncode, err) == (0, "")
-            assert 0 <= json.loads(out) < 50
+            assert 0 <= json.loads(out) < 500
     assert listed(env) == []
 
 
@@ -95,7 +55,7 @@ def test_serve(env: dict[str, str], model: str, number: int) -> None:
 def test_serve_runs_methods_at_the_same_time(env: dict[str, str], model: str) -> None:
     with serving(env, "topic", "--executor", model), contextlib.ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(process(env, "call", "topic", "sleep", "seconds=30", "--timeout", "60"))
+            stack.enter_context(process(env, "call", "topic", "sleep", "seconds=600", "--timeout", "600"))
         wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep") == 3)
 
 
@@ -143,8 +103,8 @@ def test_targets(env: dict[str, str]) -> None:
                 done = run(env, "call", "topic", "inspect", *args)
                 assert (done.returncode, done.stdout) == (1, "")
                 assert "UnsupportedVersion" in done.stderr
-        for command in ("cast", "fanout"):
-            done = run(env, command, "topic", "count", f"key={command}", "number=7")
+        for command, patience in (("cast", "--retry"), ("fanout", "--timeout")):
+            done = run(env, command, "topic", "count", f"key={command}", "number=7", patience, "50")
             assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
         def counted(key: str) -> list[Any]:
@@ -172,7 +132,7 @@ def test_remote_exceptions(env: dict[str, str]) -> None:
         assert done.stderr.startswith("green-zmq: TypeError: ")
         server.terminate()
         # What is expected is not logged, and what is logged has no traceback.
-        logged = server.communicate(timeout=20)[1].splitlines()
+        logged = server.communicate(timeout=LIMIT)[1].splitlines()
         assert [line.split(": ")[2] for line in logged] == ["NoSuchMethod", "TypeError"]
 
 
@@ -206,17 +166,45 @@ def test_remote_exceptions(env: dict[str, str]) -> None:
         ["call", "topic", "method", "--url", "zmq://a:b:c"],
         ["call", "topic", "method", "--url", "zmq://?nope=1"],
         ["call", "topic", "method", "--url", "zmq://?cast_grace=soon"],
-        ["call", os.fsdecode(b"\xff"), "method"],
         ["cast", "topic", "method", "--timeout", "1"],
         ["fanout", "topic", "method", "--server", "s"],
         ["serve", "topic", "--executor", "nope"],
-        ["serve", "topic", "--executor", "gevent", "--url", "zmq://?executor=threads"],
         ["serve", "topic", "more"],
         ["ls", "--url", "nope://"],
+        ["ls", "topic", "more"],
+        ["topics", "topic"],
+        ["sweep", "topic"],
+        ["evict"],
+        ["evict", ""],
+        ["figures", "--timeout", "0"],
         ["demo", "--url", ""],
     ],
 )
-def test_usage(env: dict[str, str], args: list[str]) -> None:
+def test_usage(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    """In this process: a Python of its own for each takes its time."""
+    monkeypatch.setenv("GREEN_ZMQ_URL", env["GREEN_ZMQ_URL"])
+    try:
+        code: object = main(args)
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert "green-zmq" in err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["call", os.fsdecode(b"\xff"), "method"],
+        ["call", "topic", "method", "{" * 100_000],
+        ["call", "topic", "method", "--url", "zmq://a:b:c"],
+        ["serve", "topic", "--executor", "gevent", "--url", "zmq://?executor=threads"],
+    ],
+)
+def test_usage_of_a_process(env: dict[str, str], args: list[str]) -> None:
     done = run(env, *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert "green-zmq" in done.stderr
@@ -224,18 +212,19 @@ def test_usage(env: dict[str, str], args: list[str]) -> None:
 
 
 def test_timeouts(env: dict[str, str]) -> None:
-    done = run(env, "call", "topic", "echo", "--timeout", "0.3")
+    done = run(env, "call", "topic", "echo", "--timeout", "3")
     assert (done.returncode, done.stdout) == (3, "")
     assert "no server is registered" in done.stderr
-    with serving(env, "topic") as server:
-        done = run(env, "call", "topic", "sleep", "seconds=60", "--timeout", "0.5")
+    with serving(env, "topic"):
+        # Whether it came so far as to be run in that time is another matter.
+        done = run(env, "call", "topic", "sleep", "seconds=600", "--timeout", "0.5")
         assert (done.returncode, done.stdout) == (3, "")
-        with process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "60") as call:
-            wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep") == 2)
-            server.kill()
-            out, err = call.communicate(timeout=20)
-            assert (call.returncode, out) == (3, "")
-            assert f"pid {server.pid}" in err
+    with serving(env, "other") as server, process(env, "call", "other", "sleep", "seconds=600", "--timeout", "600") as call:
+        wait_for(lambda: result(env, "call", "other", "inspect")["counts"].get("sleep"))
+        server.kill()
+        out, err = call.communicate(timeout=LIMIT)
+        assert (call.returncode, out) == (3, "")
+        assert f"pid {server.pid}" in err
 
 
 def test_nobody_takes_it(env: dict[str, str], tmp_path: Path) -> None:
@@ -272,7 +261,7 @@ def test_ls(env: dict[str, str]) -> None:
         done = run(env, "ls")
         assert (done.returncode, done.stderr) == (0, "")
         heading, *rows = done.stdout.splitlines()
-        assert heading.split() == ["EXCHANGE", "TOPIC", "SERVER", "ADDRESS", "HOST", "MODEL", "PID", "AGE"]
+        assert heading.split() == ["EXCHANGE", "TOPIC", "SERVER", "ADDRESS", "HOST", "INSTANCE", "MODEL", "PID", "AGE"]
         assert len(rows) == 2
         assert rows[1].startswith(f"openstack  topic  {NAME.replace(chr(10), chr(92) + 'n')}  tcp://127.0.0.1:")
         assert rows[1].split()[-3:-1] == ["threads", str(one.pid)]
@@ -281,7 +270,7 @@ def test_ls(env: dict[str, str]) -> None:
             ("b", "s", two.pid, "gevent"),
             ("topic", NAME, one.pid, "threads"),
         ]
-        assert all(li["address"] == f"tcp://{li['host']}:{li['port']}" and 0 <= li["age"] < 60 for li in found)
+        assert all(li["address"] == f"tcp://{li['host']}:{li['port']}" and 0 <= li["age"] < 600 for li in found)
         assert [li["topic"] for li in result(env, "ls", "b", "--json")] == ["b"]
         one.kill()
         wait_for(lambda: [li["pid"] for li in result(env, "ls", "--json")] == [two.pid])
@@ -300,28 +289,40 @@ def test_whoever_reads_the_output_has_gone(env: dict[str, str]) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         for args in (["ls"], ["call", "topic", "echo"], ["demo"], ["--help"]):
-            done = subprocess.run([*COMMAND, *args], check=False, env=env, stdout=writer, stderr=subprocess.PIPE, timeout=45)
+            done = subprocess.run([*COMMAND, *args], check=False, env=env, stdout=writer, stderr=subprocess.PIPE, timeout=LIMIT)
             # What argparse writes without a buffer ($PYTHONUNBUFFERED) fails unnoticed.
             assert (args, done.returncode, done.stderr) in ((args, 141, b""), (["--help"], 0, b""))
         os.close(writer)
         with Path("/dev/full").open("w") as full:
-            done = subprocess.run([*COMMAND, "ls"], check=False, env=env, stdout=full, stderr=subprocess.PIPE, timeout=45)
+            done = subprocess.run([*COMMAND, "ls"], check=False, env=env, stdout=full, stderr=subprocess.PIPE, timeout=LIMIT)
         assert done.returncode == 4
         assert done.stderr.startswith(b"green-zmq: The output cannot be written")
     assert left_behind(env) == []
 
 
 def test_interrupted_call(env: dict[str, str]) -> None:
-    with serving(env, "topic"), process(env, "call", "topic", "sleep", "seconds=60", "--timeout", "60") as call:
+    with serving(env, "topic"), process(env, "call", "topic", "sleep", "seconds=600", "--timeout", "600") as call:
         wait_for(lambda: result(env, "call", "topic", "inspect")["counts"].get("sleep"))
         call.send_signal(signal.SIGINT)
-        out, err = call.communicate(timeout=20)
+        out, err = call.communicate(timeout=LIMIT)
         assert (call.returncode, out, err) == (130, "", "")
 
 
 def test_version_and_help(env: dict[str, str]) -> None:
     assert run(env, "--version").stdout.startswith("green-zmq ")
-    for command in ([], ["demo"], ["serve"], ["call"], ["cast"], ["fanout"], ["ls"]):
+    for command in (
+        [],
+        ["demo"],
+        ["serve"],
+        ["call"],
+        ["cast"],
+        ["fanout"],
+        ["ls"],
+        ["topics"],
+        ["sweep"],
+        ["evict"],
+        ["figures"],
+    ):
         done = run(env, *command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
         assert "example: green-zmq " in done.stdout
@@ -332,16 +333,15 @@ def test_nothing_is_imported_before_the_process_is_patched(env: dict[str, str]) 
     code = """if True:
         import sys
         import green_zmq.cli, green_zmq.cli.serve, green_zmq.cli.demo_client
+        import green_zmq.cli.topics, green_zmq.cli.sweep, green_zmq.cli.evict, green_zmq.cli.figures
         print([name for name in ("oslo_messaging", "green_zmq.driver", "zmq", "eventlet", "gevent") if name in sys.modules])
     """
     assert subprocess.check_output([sys.executable, "-c", code], env=env, encoding="utf-8") == "[]\n"
 
 
 def test_demo(env: dict[str, str]) -> None:
-    begin = time.monotonic()
     done = run(env, "demo")
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - begin < 30
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("everything answered")
     rows = [line.split() for line in lines[-10:-1]]
@@ -362,34 +362,33 @@ def test_demo_on_a_terminal(env: dict[str, str]) -> None:
 
 
 def test_demo_with_a_server_that_dies(env: dict[str, str]) -> None:
-    begin = time.monotonic()
-    with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "2000") as demo:
-        found = wait_for(lambda: len(servers := listed(env)) == 3 and servers)
-        pid = next(server["pid"] for server in found if server["model"] == "gevent")
-        os.kill(pid, signal.SIGKILL)
-        out, err = demo.communicate(timeout=40)
+    with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "50") as demo:
+        assert demo.stdout is not None
+        while "server gevent is listening" not in (line := demo.stdout.readline()):
+            assert line
+        # It tells the clients when to begin, one after the other: at most the first has been told by now.
+        demo.send_signal(signal.SIGSTOP)
+        os.kill(next(server["pid"] for server in listed(env) if server["model"] == "gevent"), signal.SIGKILL)
+        demo.send_signal(signal.SIGCONT)
+        out, err = demo.communicate(timeout=LIMIT)
     assert (demo.returncode, err) == (1, "")
-    assert time.monotonic() - begin < 30
     assert "server gevent ended early (exit code -9)" in out
-    # How far the clients had come by then is a matter of speed: the last has calls left in any case.
-    assert re.search(r"server gevent: \d+ of 2000 calls of client \w+ were answered", out)
+    assert re.search(r"server gevent: \d+ of 50 calls of client threads were answered", out)
     assert listed(env) == []
 
 
 def test_demo_interrupted(env: dict[str, str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with process(env, "demo", "--url", env["GREEN_ZMQ_URL"], "--calls", "20000") as demo:
-            wait_for(lambda: len(listed(env)) == 3)
+            servers = wait_for(lambda: len(found := listed(env)) == 3 and found)
+            # ps shows the arguments of all processes to everybody: the URL, which may hold a password, is none.
+            for server in servers:
+                assert env["GREEN_ZMQ_URL"].encode() not in Path(f"/proc/{server['pid']}/cmdline").read_bytes()
             demo.send_signal(number)
-            _, err = demo.communicate(timeout=20)
+            _, err = demo.communicate(timeout=LIMIT)
             assert (demo.returncode, err) == (-9 if number == signal.SIGKILL else 130, "")
         # Even if it was killed, its processes end.
         wait_for(lambda: not listed(env))
-
-
-def listed(env: Mapping[str, str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run(env, "ls", "--json").stdout)
-    return found
 
 
 def left_behind(env: Mapping[str, str]) -> list[Path]:
@@ -404,7 +403,7 @@ def on_terminal(env: Mapping[str, str], *args: str) -> tuple[int, str]:
     )
     os.close(slave)
     written = b""
-    until = time.monotonic() + 45
+    until = time.monotonic() + LIMIT
     while time.monotonic() < until:
         if select.select([master], [], [], 0.1)[0]:
             try:
@@ -413,6 +412,6 @@ def on_terminal(env: Mapping[str, str], *args: str) -> tuple[int, str]:
                 break
         elif child.poll() is not None:
             break
-    code = child.wait(timeout=10)
+    code = child.wait(timeout=LIMIT)
     os.close(master)
     return code, written.decode(errors="replace")

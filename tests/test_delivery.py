@@ -369,7 +369,7 @@ def assert_clean(world: World) -> None:
     assert left_over(sender, "_links", "_routes") == {}
     assert sender._outbox_bytes == 0
     for link in sender._links.values():
-        assert left_over(link, "node") == {}, str(link.node)
+        assert left_over(link, "node", "topics", "trouble", "busy") == {}, str(link.node)
 
 
 def call_error(world: World, request: Outgoing) -> str:
@@ -1888,16 +1888,69 @@ def test_instances_that_are_gone_are_forgotten(world: World) -> None:
     assert_clean(world)
 
 
-def test_closed_connections_of_servers_that_left_are_forgotten(world: World) -> None:
+def test_connections_of_servers_that_left_are_dropped(world: World) -> None:
     server = world.server()
     world.send()
     link = world.link(server)
     server.stop()
     world.look_up(TOPIC)
-    assert world.sender._links == {server.instance: link}
+    assert world.sender._links == {}
+    assert world.sender.dropped == [link]
+    world.settle()
+    assert world.conns == {}
+
+
+def test_connections_that_are_needed_outlast_the_directory(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    call = world.send()
+    link = world.link(server)
+    server.listed = False
+    world.look_up(TOPIC)
+    assert (world.sender.dropped, link.topics) == ([], set())
+    server.answers = True
+    world.settle()
+    assert call.outcome is not None
+    # The owner closes it once it sees that it is idle.
+    assert link.idle
     world.conns.pop(link)
     world.sender.closed(link)
     assert world.sender._links == {}
+
+
+def test_connections_are_kept_as_long_as_one_topic_lists_their_server(world: World) -> None:
+    second = Topic("ex", "second")
+    server = world.server(topics=[TOPIC, second])
+    world.send()
+    world.send(key=Key("ex", "second", ""))
+    link = world.link(server)
+    server.topics = {second}
+    world.look_up(TOPIC)
+    assert (world.sender.dropped, link.topics) == ([], {second})
+    server.topics = set()
+    world.look_up(second)
+    assert world.sender.dropped == [link]
+
+
+def test_forgetting_a_topic_says_nothing_of_its_servers(world: World) -> None:
+    server = world.server()
+    world.send()
+    link = world.link(server)
+    world.sender.forget(TOPIC)
+    assert (world.sender.dropped, link.topics) == ([], {TOPIC})
+    server.stop()
+    world.look_up(TOPIC)
+    assert world.sender.dropped == [link]
+
+
+def test_timeout_says_why_there_was_no_connection(world: World) -> None:
+    server = world.server()
+    server.reachable = False
+    call = world.submit(timeout=5.0)
+    world.settle()
+    world.link(server).trouble = "the name cannot be resolved"
+    world.advance(6)
+    assert ": the name cannot be resolved" in call_error(world, call)
 
 
 def test_old_link_does_not_take_the_new_one_of_its_instance_with_it(world: World) -> None:

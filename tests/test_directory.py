@@ -349,7 +349,7 @@ def test_sweep_removes_what_has_expired(opener: Opener, topic: Topic) -> None:
     long.announce(stays, [(topic, "stays")])
     for n in range(3):
         short.announce(node(n), [(topic, "goes")])
-    wait_for(lambda: long.sweep(), 2.0)
+    wait_for(long.sweep, 2.0)
     wait_for(lambda: found(long, topic) == {Entry("stays", stays)}, 2.0)
     threading.Event().wait(0.1)
     long.sweep()

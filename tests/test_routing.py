@@ -122,20 +122,23 @@ def test_address(host: str, address: str) -> None:
     assert address in str(node("a", host=host))
 
 
+ANY = Key("exchange", "topic", "")
+
+
 @dataclass
 class Server:
     name: str
     load: int = 0
     ready: bool = True
 
-    def usable(self, now: float) -> bool:
+    def usable(self, key: Key, now: float) -> bool:
         return self.ready
 
 
 def names(servers: list[Server], count: int, turn: int = 0) -> str:
     chosen = ""
     for _ in range(count):
-        found = choose(servers, turn, 0.0)
+        found = choose(servers, ANY, turn, 0.0)
         assert found is not None
         turn, server = found
         chosen += server.name
@@ -143,9 +146,9 @@ def names(servers: list[Server], count: int, turn: int = 0) -> str:
 
 
 def test_nobody() -> None:
-    assert choose([], 0, 0.0) is None
-    assert choose([], 7, 0.0) is None
-    assert choose([Server("a", ready=False), Server("b", ready=False)], 1, 0.0) is None
+    assert choose([], ANY, 0, 0.0) is None
+    assert choose([], ANY, 7, 0.0) is None
+    assert choose([Server("a", ready=False), Server("b", ready=False)], ANY, 1, 0.0) is None
 
 
 def test_idle_servers_take_turns() -> None:
@@ -178,7 +181,7 @@ def test_load_spreads_evenly() -> None:
     servers = [Server(n) for n in "abcde"]
     turn = 0
     for _ in range(23):
-        found = choose(servers, turn, 0.0)
+        found = choose(servers, ANY, turn, 0.0)
         assert found is not None
         turn, server = found
         server.load += 1
@@ -187,11 +190,11 @@ def test_load_spreads_evenly() -> None:
 
 def test_time_is_handed_on() -> None:
     class Later(Server):
-        def usable(self, now: float) -> bool:
+        def usable(self, key: Key, now: float) -> bool:
             return now >= 10
 
-    assert choose([Later("a")], 0, 9.0) is None
-    assert choose([Later("a")], 0, 10.0) is not None
+    assert choose([Later("a")], ANY, 0, 9.0) is None
+    assert choose([Later("a")], ANY, 0, 10.0) is not None
 
 
 @given(
@@ -200,7 +203,7 @@ def test_time_is_handed_on() -> None:
 )
 def test_choice_is_always_of_the_fewest(loads: list[tuple[int, bool]], turn: int) -> None:
     servers = [Server(str(i), load, ready) for i, (load, ready) in enumerate(loads)]
-    found = choose(servers, turn, 0.0)
+    found = choose(servers, ANY, turn, 0.0)
     usable = [s for s in servers if s.ready]
     if not usable:
         assert found is None

@@ -14,10 +14,10 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from green_zmq import __version__
-from green_zmq.cli.common import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, UNDELIVERED, Failure
+from green_zmq.cli.common import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, UNDELIVERED, Failure, note, without_passwords
 
 _MODELS = ("eventlet", "gevent", "threads")
 _MODULES = {"call": "rpc", "cast": "rpc", "fanout": "rpc", "demo-client": "demo_client"}
@@ -26,6 +26,25 @@ _ARGUMENTS = """\
 An ARGUMENT is NAME=VALUE, where VALUE is JSON, or else taken as the text it is (a=1 is a number, a=b and a='"1"' are
 texts); or one JSON object with all arguments, such as '{"a": 1}'; or -, which reads that object from stdin.
 """
+
+_NODES = """\
+A NODE is the name of a host, the host that others connect to, HOST:PORT of a process, or its instance id, of which the
+beginning will do if no other begins so (at least 4 digits): all as ls shows them. What is a host is taken for that first.
+"""
+
+_EVICT = f"""\
+It is for a host that was lost and will not come back: nobody has to wait until its records expire (zmq_target_expire).
+Nothing new is sent to a process that was evicted, and a call whose connection to it is lost ends at once. No process is
+stopped by it: one that still runs goes on with what it has, and registers again within zmq_target_update seconds.
+
+{_NODES}"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that does not repeat passwords."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except Failure as failure:
-        print(f"green-zmq: {failure}", file=sys.stderr)
+        note(str(failure))
         return failure.code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -53,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
-        print(f"green-zmq: The output cannot be written: {error}.", file=sys.stderr)
+        note(f"The output cannot be written: {error}.")
         return UNDELIVERED
 
 
@@ -69,7 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="green-zmq",
         description="Try, use and look into oslo.messaging over ZeroMQ, without a broker.",
         epilog=f"example: green-zmq demo\n\n{EXIT_CODES}",
@@ -93,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--url",
                 default=os.environ.get("GREEN_ZMQ_URL") or "zmq://",
-                help="the transport URL (default: $GREEN_ZMQ_URL, or else zmq://)",
+                help="the transport URL (default: $GREEN_ZMQ_URL, where a password is not seen in ps; or else zmq://)",
             )
         return command
 
@@ -126,7 +145,36 @@ def _parser() -> argparse.ArgumentParser:
 
     ls = add("ls", "list who serves what", "green-zmq ls --json")
     ls.add_argument("topic", type=_name, metavar="TOPIC", nargs="?", help="only this topic")
-    ls.add_argument("--json", action="store_true", help="as a JSON array, with everything that is known")
+    _add_json(ls)
+
+    _add_json(
+        add("topics", "list the topics, each with how many serve it, in which models, and for how long", "green-zmq topics")
+    )
+
+    sweep = add("sweep", "remove from the directory what is dead, as it does by itself in time", "green-zmq sweep --dry-run")
+    _add_dry_run(sweep)
+    _add_json(sweep)
+
+    evict = add(
+        "evict", "remove processes from the directory that are known to be lost", "green-zmq evict host1", f"{_EVICT}\n"
+    )
+    evict.add_argument("nodes", type=_name, metavar="NODE", nargs="+", help="a host, HOST:PORT or instance id; see below")
+    _add_dry_run(evict)
+    _add_json(evict)
+
+    figures = add(
+        "figures",
+        "ask processes that listen what they have counted, and list their connections",
+        "green-zmq figures host1 --json",
+        f"{_NODES}\n",
+    )
+    figures.add_argument(
+        "nodes", type=_name, metavar="NODE", nargs="*", help="a host, HOST:PORT or instance id; see below (default: all)"
+    )
+    figures.add_argument(
+        "--timeout", type=_seconds, default=2.0, metavar="S", help="seconds to wait for all answers (default: 2)"
+    )
+    _add_json(figures)
 
     client = add("demo-client", "a client of the demo", "green-zmq demo", hidden=True)
     client.add_argument("topic", type=_name)
@@ -171,6 +219,14 @@ def _add_rpc(command: argparse.ArgumentParser) -> None:
 
 def _add_executor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--executor", choices=_MODELS, default="threads", help="the concurrency model (default: threads)")
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="as a JSON array, with everything that is known")
+
+
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
 
 
 def _add_calls(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from oslo_messaging.transport import TransportURL
 
     from green_zmq.config import Settings
+    from green_zmq.directory import Directory
 
 OK: Final = 0
 REMOTE: Final = 1
@@ -33,7 +35,7 @@ exit codes:
   1    the remote method raised an exception; with demo: something was not answered
   2    bad arguments, URL or concurrency model
   3    no reply in time, or the process that had the call is gone
-  4    not delivered: nobody took it, the directory does not answer, or another transport error
+  4    not delivered: nobody took it, no such process is registered, the directory does not answer, or another transport error
   130  interrupted
   141  whoever was reading the output has gone
 """
@@ -109,9 +111,11 @@ def set_up_logging(level: int) -> None:
     """What the driver logs goes to stderr, one line each."""
 
     def shorten(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
-            record.msg, record.args = f"{record.getMessage()}: {record.exc_info[0].__name__}: {record.exc_info[1]}", ()
+            text = f"{text}: {record.exc_info[0].__name__}: {record.exc_info[1]}"
             record.exc_info = None
+        record.msg, record.args = without_passwords(text), ()
         return True
 
     handler = logging.StreamHandler(sys.stderr)
@@ -151,11 +155,44 @@ def read_url(text: str) -> tuple[TransportURL, Settings]:
     cfg.CONF([], project="green-zmq", default_config_files=[], default_config_dirs=[])
     try:
         url = TransportURL.parse(cfg.CONF, text)
+        if "@" in (url.virtual_host or ""):
+            raise ValueError("a part of the password was taken for the path")
         return url, config.read(cfg.CONF, url)
     except om.MessagingException as error:
         raise as_failure(error) from None
-    except ValueError as error:
-        raise Failure(USAGE, f"The transport URL {text!r} cannot be parsed: {error}.") from None
+    except ValueError:
+        # Neither the URL nor what the error quotes of it: it may be the password that is written wrongly.
+        scheme, colon, _ = text.partition("://")
+        raise Failure(
+            USAGE,
+            f"The transport URL {scheme + colon if colon else ''}… cannot be parsed: a port must be a number, an IPv6 address "
+            "be in brackets, and in a user or password each of :/?#[],@% be written as % and its code, such as %2F for /.",
+        ) from None
+
+
+def without_passwords(text: str) -> str:
+    """The text without what is before the hosts in any URL, and without passwords in a query."""
+    return re.sub(r"(password=)[^\s&'\"]+", r"\1***", re.sub(r"://[^\s'\"]*@", "://***@", text))
+
+
+@contextlib.contextmanager
+def open_directory(text: str) -> Iterator[Directory]:
+    """The directory of a transport URL, closed at the end.
+
+    :raises Failure: the URL is none, or the directory cannot be read or written.
+    """
+    _, settings = read_url(text)
+    from green_zmq import directory
+    from green_zmq.errors import DirectoryError
+
+    try:
+        opened = directory.open_directory(settings)
+        try:
+            yield opened
+        finally:
+            opened.close()
+    except DirectoryError as error:
+        raise as_failure(error) from None
 
 
 @contextlib.contextmanager
@@ -195,6 +232,16 @@ def parse_json(text: str) -> Any:
 def print_json(value: object, indent: int | None = None) -> None:
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     print(json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent))
+
+
+def print_records(records: Sequence[object]) -> None:
+    """As a JSON array, for people as well."""
+    print_json(records, indent=2 if records else None)
+
+
+def note(text: str) -> None:
+    """What is no output: a script that reads that is not to trip over it."""
+    print(f"green-zmq: {without_passwords(text)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -154,12 +154,12 @@ class _Demo:
     def _start(self, role: str, model: str, words: Sequence[str]) -> None:
         errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - end() closes it
         process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-m", "green_zmq.cli", *words, "--executor", model, "--url", self._url],
+            [sys.executable, "-m", "green_zmq.cli", *words, "--executor", model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
-            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+            env=os.environ | {"PYTHONIOENCODING": "utf-8", "GREEN_ZMQ_URL": self._url},  # not as an argument, for all to see
             start_new_session=True,  # Ctrl-C is for the demo, which then ends them
         )
         child = _Child(role, model, process, errors)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 
+@cache
 def boot_id() -> str:
     """Of the time from one start of this machine to the next; empty if it cannot be told."""
     try:
@@ -16,13 +17,16 @@ def boot_id() -> str:
 
 
 def process_id(pid: int | str) -> str:
-    """What tells a process from a later one with its pid, within this boot; empty if there is none."""
+    """What tells a process from a later one with its pid, within this boot; empty if there is none.
+
+    :raises OSError: that cannot be told now: out of descriptors, say.
+    """
     try:
         namespace = Path("/proc/self/ns/pid").stat().st_ino
         # The name, in parentheses, may hold anything; the start time is the 20th field after it (proc(5)).
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if started[0] in "ZX" else f"{namespace} {pid} {started[19]}"
-    except (OSError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, IndexError):
         return ""
 
 
@@ -36,4 +40,7 @@ def runs(process: str) -> bool:
     namespace, _, rest = process.partition(" ")
     if not namespace or namespace != _namespace():
         return True
-    return process_id(rest.partition(" ")[0]) == process
+    try:
+        return process_id(rest.partition(" ")[0]) == process
+    except OSError:
+        return True

@@ -8,6 +8,8 @@ What is stored, with the prefix of the cloud before each key:
 ``PREFIX:members``
     a sorted set, an index: for each listener a member of its topic, instance and server, which begins with the topic, so
     that the listeners of a topic are a range of it. One member more, the last, is the *epoch*, drawn when the set is made.
+``PREFIX:kept``
+    is there for most of a period after a node has seen to the index, so that of many who would only one does.
 ``PREFIX:DB:topic:TOPIC``
     a channel. The instance of a node is published when its listeners of that topic have changed.
 ``PREFIX:DB:kept``
@@ -55,33 +57,36 @@ _KEPT: Final = 0.75
 # No topic begins with it, since no UTF-8 has it: the epoch is behind all of them.
 _EPOCH: Final = b"\xff"
 
-# KEYS: index, record. ARGV: time to live (ms), record, epoch if there is none, what to publish, channel to tell the index's
-# time to live on or '', number of members, them, number of members to remove, them, channels.
+# KEYS: index, record, kept. ARGV: time to live (ms), record, epoch if there is none, what to publish, channel to tell on how
+# long the index has to live or '', how long nobody else need see to it (ms), number of members, them, number of members to
+# remove, them, channels. Returns whether the caller is the one who is to see to the index.
 _ANNOUNCE: Final = """
-local ttl, n = tonumber(ARGV[1]), tonumber(ARGV[6])
+local ttl, n = tonumber(ARGV[1]), tonumber(ARGV[7])
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ttl)
 if n > 0 then
     if #redis.call('ZRANGEBYLEX', KEYS[1], '[\\255', '+', 'LIMIT', 0, 1) == 0 then
         redis.call('ZADD', KEYS[1], 0, ARGV[3])
     end
-    for i = 7, 6 + n do redis.call('ZADD', KEYS[1], 0, ARGV[i]) end
+    for i = 8, 7 + n do redis.call('ZADD', KEYS[1], 0, ARGV[i]) end
 end
-local m = tonumber(ARGV[7 + n])
-for i = 8 + n, 7 + n + m do redis.call('ZREM', KEYS[1], ARGV[i]) end
-if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+local m = tonumber(ARGV[8 + n])
+for i = 9 + n, 8 + n + m do redis.call('ZREM', KEYS[1], ARGV[i]) end
+if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1], KEYS[3]) end
 if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
-for i = 8 + n + m, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[4]) end
-if ARGV[5] ~= '' then redis.call('PUBLISH', ARGV[5], redis.call('PTTL', KEYS[1])) end
+for i = 9 + n + m, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[4]) end
+if ARGV[5] == '' or not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[6]) then return 0 end
+redis.call('PUBLISH', ARGV[5], redis.call('PTTL', KEYS[1]))
+return 1
 """
 
-# KEYS: index, record. ARGV: the record as it must be, else nothing is done ('': absent), whether to remove it, what to
+# KEYS: index, record, kept. ARGV: the record as it must be, else nothing is done ('': absent), whether to remove it, what to
 # publish, number of members to remove, them, channels.
 _REMOVE: Final = """
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[1] then return 0 end
 if ARGV[2] == '1' then redis.call('DEL', KEYS[2]) end
 local n = tonumber(ARGV[4])
 for i = 5, 4 + n do redis.call('ZREM', KEYS[1], ARGV[i]) end
-if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1]) end
+if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1], KEYS[3]) end
 for i = 5 + n, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[3]) end
 return 1
 """
@@ -169,6 +174,7 @@ class RedisDirectory:
         self._pubsub: Any = None
         self._try_at = 0.0
         self._index = f"{address.prefix}:members"
+        self._kept = f"{address.prefix}:kept"
         self._channel = f"{address.prefix}:{address.database}:".encode()
         self._kept_until = 0.0
         # What this process wrote itself, with the times its listeners began.
@@ -273,13 +279,14 @@ class RedisDirectory:
         removed = [_member(instance, *listener) for listener in old - wanted]
         changed = {topic for topic, _ in (old ^ wanted if stored is not None else old | wanted)}
         channels = [self._topic_channel(topic) for topic in changed]
-        self._client.eval(
-            _ANNOUNCE, 2, self._index, key,
-            ttl, record.text, _EPOCH + os.urandom(8).hex().encode(), instance.hex(), self._channel + b"kept" if keep else "",
+        chosen = self._client.eval(
+            _ANNOUNCE, 3, self._index, key, self._kept,
+            ttl, record.text, _EPOCH + os.urandom(8).hex().encode(), instance.hex(),
+            self._channel + b"kept" if keep else "", round(_KEPT * self._update * 1000),
             len(members), *members, len(removed), *removed, *channels,
         )  # fmt: skip
         self._kept_until = max(self._kept_until, now + self._expire)
-        if keep:
+        if chosen:
             self._sweep(dry_run=False)
 
     def _withdraw(self, instance: bytes, known: _Record | None) -> bool:
@@ -299,7 +306,7 @@ class RedisDirectory:
         members = [_member(instance, *listener) for listener in listeners]
         channels = {self._topic_channel(topic) for topic, _ in listeners}
         done = self._client.eval(
-            _REMOVE, 2, self._index, self._key(instance),
+            _REMOVE, 3, self._index, self._key(instance), self._kept,
             stored or "", int(whole), instance.hex(), len(members), *members, *channels,
         )  # fmt: skip
         return bool(done)
@@ -353,9 +360,11 @@ class RedisDirectory:
         members = [_parse(m) for m in self._client.zrange(self._index, 0, -1) if not m.startswith(_EPOCH)]
         records = self._records(dict.fromkeys(member.instance for member in members))
 
+        running = {instance: record for instance, record in records.items() if record is not None and record.runs}
+
         def is_stale(member: Stale) -> bool:
-            record = records[member.instance]
-            return record is None or not record.runs or (Topic(*member[:2]), member.server) not in record.since
+            record = running.get(member.instance)
+            return record is None or (Topic(*member[:2]), member.server) not in record.since
 
         return records, [member for member in members if is_stale(member)]
 
@@ -491,6 +500,8 @@ def _text(error: Exception) -> str:
 def _advice(error: Exception) -> str:
     if isinstance(error, redis.AuthenticationError | NoPermissionError) or "NOAUTH" in str(error):
         return "correct the user and password in the transport URL, or what that user may do in Redis"
+    if "max number of clients" in str(error):
+        return "raise maxclients of Redis, and its limit of open files: each transport of a process has two connections"
     if isinstance(error, redis.ReadOnlyError):
         return "it is a replica: name its master, or use zmq+sentinel://"
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):

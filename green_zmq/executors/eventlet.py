@@ -178,7 +178,19 @@ def spawn(fn: Callable[[], None]) -> None:
 
 
 def start_native(fn: Callable[[], None]) -> None:
-    _native.Thread(target=fn, daemon=True).start()
+    def run() -> None:
+        try:
+            fn()
+        finally:
+            # If it used patched modules, it has a hub of its own, which holds a descriptor.
+            hub = hubs.get_hub()
+            if hub.running:
+                hub.abort(wait=True)
+            close = getattr(getattr(hub, "poll", None), "close", None)
+            if close is not None:
+                close()
+
+    _native.Thread(target=run, daemon=True).start()
 
 
 native_poll = patcher.original("select").poll

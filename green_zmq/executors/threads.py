@@ -63,6 +63,9 @@ class Poller:
 
     def close(self) -> None:
         self._epoll.close()
+
+    def __del__(self) -> None:
+        # Not before: another thread may be about to wake it, and would write to whatever has that descriptor then.
         os.close(self._wake)
 
     def abandon(self) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def wait_until(condition: Callable[[], Any], limit: float = 20, what: object = "
 class Worker:
     """A process that runs scenarios."""
 
-    def __init__(self, model: str, log: Path, *, patched: bool = True) -> None:
+    def __init__(self, model: str, log: Path, *, patched: bool = True, within: Sequence[str] = ()) -> None:
+        """:param within: a command that runs another one, as ``ip netns exec NAME`` does."""
         self.model = model
         self.log = log
         self.used = False
@@ -65,7 +66,7 @@ class Worker:
         self._pending: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.worker", model, *([] if patched else ["--unpatched"])],
+            [*within, sys.executable, "-m", "tests.contract.worker", model, *([] if patched else ["--unpatched"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("ab"),

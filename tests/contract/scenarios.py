@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import gc
 import itertools
 import logging
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import oslo_messaging
@@ -84,6 +88,9 @@ def reset() -> None:
     for listener, _, _ in _batches.values():
         listener.stop()
     _batches.clear()
+    give_descriptors_back()
+    for topic in list(_many):
+        close_many(topic)
     for key in [key for key in _transports if key[1] or "&" in key[0]]:
         _transports.pop(key).cleanup()
     _log.lines.clear()
@@ -592,3 +599,93 @@ def tick_while(doing: str, **args: Any) -> list[Any]:
 
 def tick_until_released(label: str) -> float:
     return _latest(lambda: wait_until(lambda: _servers[label][1].released, 60))[0]
+
+
+# Many peers, and little to work with.
+
+_many: dict[str, list[tuple[Any, Any]]] = {}
+_hoarded: list[int] = []
+_LIMITS = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def listen_many(url: str, topic: str, count: int, first: int = 0) -> None:
+    """So many peers in this process: transports of their own, each with a listener, named by numbers, that echoes."""
+
+    def answer(batch: list[Any]) -> None:
+        for message in batch:
+            message.acknowledge()
+            message.reply(message.message["args"].get("value"))
+
+    def listen(number: int) -> None:
+        opened = oslo_messaging.get_rpc_transport(cfg.CONF, url)
+        listener = opened._driver.listen(oslo_messaging.Target(topic=topic, server=str(number)), 1, None)
+        listener.start(answer)
+        _many.setdefault(topic, []).append((opened, listener))
+
+    for outcome in parallel([functools.partial(listen, number) for number in range(first, first + count)]):
+        outcome.result()
+
+
+def stop_many(topic: str) -> None:
+    """Listen no more, without closing anything."""
+    for _, listener in _many[topic]:
+        listener.stop()
+
+
+def close_many(topic: str) -> None:
+    peers = _many.pop(topic, [])
+    for outcome in parallel([opened.cleanup for opened, _ in peers]):
+        outcome.result()
+
+
+def call_many(url: str, topic: str, count: int, timeout: float = 20) -> list[str]:
+    """Call each of them, all at the same time; the errors."""
+    client = _prepared(url, topic, timeout=timeout)
+    calls = [functools.partial(client.prepare(server=str(i)).call, {}, "echo", value=i) for i in range(count)]
+    errors = []
+    for i, outcome in enumerate(parallel(calls)):
+        try:
+            assert outcome.result() == i
+        except oslo_messaging.MessagingTimeout as error:
+            errors.append(str(error))
+    return errors
+
+
+def connections(url: str) -> int:
+    """How many the pool of a transport has, standing or not."""
+    return len(transport(url)._driver._engine._connections._connections)
+
+
+def _descriptors() -> list[int]:
+    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+
+
+def resources() -> dict[str, int]:
+    """What this process uses: descriptors, and resident bytes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {"descriptors": len(_descriptors()), "bytes": pages * resource.getpagesize()}
+
+
+def cpu() -> float:
+    """Seconds of CPU that this process has used."""
+    return time.process_time()
+
+
+def leave_descriptors(count: int) -> int:
+    """Take all descriptors but so many; the limit, which is lowered for that."""
+    limit = max(_descriptors()) + count + 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, _LIMITS[1]))
+    with contextlib.suppress(OSError):
+        while True:
+            _hoarded.append(os.dup(0))
+    for _ in range(count):
+        os.close(_hoarded.pop())
+    return limit
+
+
+def give_descriptors_back() -> None:
+    while _hoarded:
+        os.close(_hoarded.pop())
+    resource.setrlimit(resource.RLIMIT_NOFILE, _LIMITS)

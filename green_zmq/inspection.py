@@ -39,7 +39,10 @@ def ask(nodes: Collection[Node], timeout: float) -> dict[Node, dict[str, int]]:
             dealer = context.socket(zmq.DEALER)
             dealer.set(zmq.LINGER, 0)
             dealer.set(zmq.IPV6, 1)
-            dealer.connect(node.address)
+            try:
+                dealer.connect(node.address)
+            except zmq.ZMQError:  # what it says is no address: it does not answer
+                continue
             asked[dealer] = node
             poller.register(dealer, zmq.POLLIN)
             request = wire.encode_request(wire.FIGURES, node.instance, os.urandom(16), 1, 1, timeout, key)
@@ -50,8 +53,9 @@ def ask(nodes: Collection[Node], timeout: float) -> dict[Node, dict[str, int]]:
                 try:
                     answer = wire.decode_answer(dealer.recv_multipart(zmq.NOBLOCK))
                     if answer.kind == wire.REPLY and answer.server == node.instance:
-                        found[node] = wire.decode_body(answer.body, answer.codec, lambda: None)
-                except WireError:
+                        told = wire.decode_body(answer.body, answer.codec, lambda: None)
+                        found[node] = {str(name): int(number) for name, number in told.items()}
+                except (WireError, AttributeError, TypeError, ValueError):
                     continue
     finally:
         context.destroy(0)
