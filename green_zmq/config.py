@@ -219,6 +219,11 @@ class Settings:
     idle_timeout: float
     heartbeat: float
 
+    @property
+    def directory_place(self) -> str:
+        """Where the directory is, for messages."""
+        return f"in {self.redis}" if self.redis else str(self.directory_path) if self.directory == "sqlite" else "in memory"
+
 
 def list_opts() -> list[tuple[str, list[Any]]]:
     """For oslo-config-generator."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sockets: the ROUTER that a process is reached at, and the pool of its connections to others.
+"""The pool of a process's connections to others.
 
-The pool has one DEALER to each process that something is sent to. Made at the first send, used by every caller, closed
+It has one DEALER to each process that something is sent to. Made at the first send, used by every caller, closed
 when idle for long, when the process is gone, or as the least recently used above a limit. All of it runs in the loop's
 thread.
 
@@ -13,44 +13,28 @@ ours as well: libzmq would resolve them in its only thread, and hold up every co
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 (resolving a name imports it, in native threads: see green_zmq.directory.load)
 import errno
-import ipaddress
-import itertools
 import logging
-import os
 import random
-import resource
 from _queue import Empty, SimpleQueue  # the native ones: under a patched name, waiting would need a hub
-from _socket import (
-    AF_INET,
-    AF_INET6,
-    IPPROTO_IPV6,
-    IPV6_V6ONLY,
-    SO_REUSEADDR,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    getaddrinfo,
-    gethostname,
-    if_nameindex,
-)
-from _socket import socket as TcpSocket  # noqa: N812 (not the class that green libraries replace)
+from _socket import SOCK_STREAM, getaddrinfo
 from collections import Counter
 from collections.abc import Callable
-from ctypes import addressof, create_string_buffer
 from functools import partial
 from math import inf
-from pathlib import Path
-from struct import pack
 from typing import Final
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from green_zmq.config import ALL, Settings
+from green_zmq.config import Settings
 from green_zmq.delivery import Link, Sender
-from green_zmq.errors import AddressError, TransportClosed, WireError, WireVersionError
-from green_zmq.loop import Loop, OnMessage, Socket
-from green_zmq.wire import VERSION, decode_answer
+from green_zmq.descriptors import shortage
+from green_zmq.errors import TransportClosed, WireError, WireVersionError
+from green_zmq.loop import Loop, Socket
+from green_zmq.routing import endpoint, is_address
+from green_zmq.wire import OVERHEAD, VERSION, decode_answer
 
 LOG = logging.getLogger(__name__)
 
@@ -62,25 +46,10 @@ _HANDSHAKE: Final = 5.0
 # libzmq is not to reconnect by itself; but with -1 it drops what has arrived and was not read when the peer closes.
 _NEVER: Final = 2**31 - 1
 _IDLE_LOOK: Final = 5.0
-# What a frame may have beyond the limit of a message: the header and the address.
-_OVERHEAD: Final = 1 << 18
-# Answers that libzmq holds for one connection that does not read; further ones are dropped, and asked for again.
-_ANSWERS_HELD: Final = 10_000
-# Connections that may wait to be accepted: a service of 500 nodes comes back at once.
-_BACKLOG: Final = 1024
 # Attempts that begin in one round of the loop: 300 peers that are lost at once are not to hold up everybody else.
 _AT_ONCE: Final = 10
 # Native threads that resolve host names at the same time.
 _RESOLVERS: Final = 8
-# Opening a socket takes 4 descriptors, and the first of a process some more.
-_SPARE: Final = 12
-# Kept to send those away that a process out of descriptors cannot accept; and how long it shuts its door then, in seconds.
-_KEPT: Final = 4
-_SHUT: Final = 1.0
-_STANDSTILL: Final = 0.01
-# Linux's numbers; Python's socket module has no names for them.
-_SO_ATTACH_FILTER: Final = 26
-_SO_DETACH_FILTER: Final = 27
 # What goes on is logged again after so many seconds.
 _REMIND: Final = 300.0
 # Things complained about that are remembered.
@@ -108,62 +77,6 @@ _FIGURES: Final = (
 
 _OnAddresses = Callable[[list[str] | Exception], None]
 
-# Since 6.2, Linux says there how many descriptors a process has; before, the size is 0.
-_DESCRIPTORS: Final = Path("/proc/self/fd")
-_COUNTED: Final = _DESCRIPTORS.exists()
-
-# Monitors need an address of their own each, in the context that all loops of the process share.
-_monitors = itertools.count()
-
-
-def _monitor(loop: Loop, socket: Socket, events: int, on_message: Callable[[Socket, list[bytes]], None]) -> Socket:
-    """A socket that gets the events of another one."""
-    address = f"inproc://green_zmq/monitor/{next(_monitors)}"
-    socket.monitor(address, events)
-    monitor = loop.open(zmq.PAIR, lambda frames: on_message(monitor, frames))
-    monitor.set(zmq.RCVHWM, 1)  # libzmq's own end holds a thousand events
-    monitor.connect(address)
-    return monitor
-
-
-def _shortage() -> str:
-    """Why no socket can be opened, if descriptors are the reason; empty if there are enough of them.
-
-    Without this look libzmq would end the process: in some places it takes for granted that it gets one.
-    """
-    used = _DESCRIPTORS.stat().st_size if _COUNTED else 0
-    if used:
-        return _no_descriptors(errno.EMFILE) if used + _SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0] else ""
-    taken: list[int] = []
-    try:
-        for _ in range(_SPARE):
-            taken.append(os.eventfd(0))  # noqa: PERF401 (what was taken before an error must be given back)
-    except OSError as error:
-        return _no_descriptors(error.errno)
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-    return ""
-
-
-def _no_descriptors(number: int | None) -> str:
-    if number == errno.ENFILE:
-        return "the system is out of descriptors; raise its limit (sysctl fs.file-max)"
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        f"this process is out of descriptors, of which it may have {limit}; raise its limit of open files (ulimit -n, "
-        f"LimitNOFILE= of a systemd unit; the hard limit is {most}): it needs 4 for each server that it sends to, and 1 for "
-        "each process that sends to it"
-    )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
 
 def _addresses(name: str) -> list[str] | Exception:
     try:
@@ -171,242 +84,6 @@ def _addresses(name: str) -> list[str] | Exception:
     except (OSError, UnicodeError) as error:
         return error
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def _endpoint(address: str, port: int | str) -> str:
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
-
-
-class Router:
-    """The socket that a process is reached at, once it listens.
-
-    Its listening descriptor is made here, because libzmq alone spins when no descriptor is left for those who come: it
-    accepts again and again, as fast as it can. So then the door is shut: the kernel drops who wants to come, those who have
-    come already are sent away, and everybody comes again by himself later. Connections that stand are served meanwhile.
-    """
-
-    def __init__(
-        self, loop: Loop, settings: Settings, now: Callable[[], float], counts: Counter[str], on_message: OnMessage
-    ) -> None:
-        self.due = inf
-        self._counts = counts
-        self._loop = loop
-        self._settings = settings
-        self._now = now
-        self._on_message = on_message
-        self._socket: Socket | None = None
-        self._monitor: Socket | None = None
-        self._listening: TcpSocket | None = None
-        # Descriptors to send clients away with.
-        self._kept: list[int] = []
-        self._shut = False
-        self._waiting = False
-        self._told = False
-        self._told_at = -inf
-
-    def open(self) -> tuple[str, int]:
-        """Listen; the host and port that others are to connect to.
-
-        :raises AddressError: there is no such address, no free port, or no descriptor.
-        """
-        shortage = _shortage()
-        if shortage:
-            raise AddressError(f"Cannot listen: {shortage}.")
-        settings = self._settings
-        address = self._address()
-        listening = self._listen(address)
-        port: int = listening.getsockname()[1]
-        socket = self._loop.open(zmq.ROUTER, self._on_message)
-        monitor: Socket | None = None
-        try:
-            for option, value in (
-                (zmq.LINGER, int(settings.linger * 1000)),
-                (zmq.ROUTER_MANDATORY, 1),
-                (zmq.SNDHWM, _ANSWERS_HELD),
-                (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
-                (zmq.USE_FD, os.dup(listening.fileno())),
-            ):
-                socket.set(option, value)
-            monitor = _monitor(self._loop, socket, int(zmq.EVENT_ACCEPT_FAILED), self._on_failure)
-            socket.bind(f"tcp://127.0.0.1:{port}")  # what counts is the descriptor
-        except BaseException:
-            listening.close()
-            if monitor is not None:
-                self._loop.close(monitor, 0)
-            self._loop.close(socket, 0)
-            raise
-        self._socket, self._monitor, self._listening = socket, monitor, listening
-        self._keep()
-        self._loop.watch(socket)
-        self._loop.watch(monitor)
-        self._loop.timed.append(self)
-        return settings.host or (gethostname() if address in ALL else address), port
-
-    def write(self, route: bytes, frames: list[bytes]) -> bool:
-        """Whether it could be written; if not, it is kept where it matters, and the sender asks for it when it is back."""
-        return self._socket is not None and self._loop.send(self._socket, [route, *frames])
-
-    def tick(self, now: float) -> None:
-        """While the door is shut: are there descriptors again?"""
-        self.due = now + _SHUT
-        if _shortage():
-            self._remind()
-            self._keep()
-            if self._waiting and self._listening is not None:
-                self._send_away()
-        elif self._listening is not None:
-            self._keep()
-            with contextlib.suppress(OSError):
-                self._listening.setsockopt(SOL_SOCKET, _SO_DETACH_FILTER, 0)
-            self._shut = False
-            self.due = inf
-            if self._told:
-                self._told = False
-                LOG.warning("There are descriptors again: other processes can connect to this one.")
-
-    def close(self, linger: float) -> None:
-        socket, monitor, listening = self._socket, self._monitor, self._listening
-        self._socket = self._monitor = self._listening = None
-        self.due = inf
-        if socket is None or monitor is None or listening is None:
-            return
-        # libzmq holds a lock while it waits for room for an event, and is not to hold it now.
-        while self._loop.read(monitor, 1000):
-            pass
-        socket.disable_monitor()
-        self._loop.close(monitor, 0)
-        self._loop.close(socket, linger)
-        listening.close()
-        while self._kept:
-            os.close(self._kept.pop())
-
-    # Where to listen.
-
-    def _address(self) -> str:
-        """The address to bind: of the interface, if one is named."""
-        address = self._settings.bind_address.strip("[]")
-        if address in ALL or _is_address(address):
-            return address
-        if address == "localhost":
-            return "127.0.0.1"
-        if address not in {name for _, name in if_nameindex()}:
-            raise self._wrong(address, "this host has no such network interface, and it is no IP address")
-        probe = self._loop.open(zmq.ROUTER, lambda _: None)
-        try:
-            for version_6 in (0, 1):
-                probe.set(zmq.IPV6, version_6)
-                with contextlib.suppress(zmq.ZMQError):
-                    probe.bind(f"tcp://{address}:*")
-                    bound = bytes(probe.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
-                    found = bound.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-                    if "%" not in found or self._settings.host:
-                        return found
-        finally:
-            self._loop.close(probe, 0)
-        raise self._wrong(address, "that network interface has no address that others could connect to")
-
-    def _listen(self, address: str) -> TcpSocket:
-        """Bind to some port of the range: a random one first, so that processes do not queue for the same."""
-        settings = self._settings
-        count = settings.max_port - settings.min_port
-        start = random.randrange(count)
-        for i in range(count):
-            port = settings.min_port + (start + i) % count
-            try:
-                return self._listen_at(address, port)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise self._wrong(f"{address}:{port}", error.strerror or str(error)) from error
-            if i % 100 == 99:
-                self._loop.model.pause()
-        ports = f"port {start + settings.min_port} is" if count == 1 else f"all {count} ports from {settings.min_port} on are"
-        raise AddressError(
-            f"Cannot listen on {address}: {ports} in use. Widen rpc_zmq_min_port and rpc_zmq_max_port, or end who has them."
-        )
-
-    @staticmethod
-    def _listen_at(address: str, port: int) -> TcpSocket:
-        """With '*' for IPv4 and IPv6, if this host has that."""
-        if address == "*":
-            try:
-                return Router._listen_at("::", port)
-            except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-            address = "0.0.0.0"  # noqa: S104
-        listening = TcpSocket(AF_INET6 if ":" in address else AF_INET, SOCK_STREAM)
-        try:
-            listening.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            if address == "::":
-                listening.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0)
-            listening.setblocking(False)
-            # It is no name, so this asks nobody; but it knows the zone of a link-local address.
-            listening.bind(getaddrinfo(address, port, 0, SOCK_STREAM)[0][4])
-            listening.listen(_BACKLOG)
-        except BaseException:
-            listening.close()
-            raise
-        return listening
-
-    @staticmethod
-    def _wrong(where: str, reason: str) -> AddressError:
-        return AddressError(
-            f"Cannot listen on {where}: {reason}. "
-            "rpc_zmq_bind_address must be an address or network interface of this host, or *."
-        )
-
-    # When no descriptor is left.
-
-    def _on_failure(self, _: Socket, frames: list[bytes]) -> None:
-        """Libzmq could not accept a connection."""
-        if self._shut or self._listening is None:
-            return
-        number = int(parse_monitor_message(frames)["value"])
-        if number not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            return
-        self._shut = True
-        self.due = self._now() + _SHUT
-        self._counts["times out of descriptors for those who connect"] += 1
-        with contextlib.suppress(OSError):
-            drop = create_string_buffer(pack("HBBI", 6, 0, 0, 0))  # a filter of packets (BPF): return 0
-            self._listening.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HL", 1, addressof(drop)))
-        self._send_away()
-        self._remind()
-
-    def _send_away(self) -> None:
-        """Accept and close whoever waits, with one descriptor at a time.
-
-        Libzmq's thread, which runs in circles, might take it first: then one more is served, and the next descriptor is
-        tried. It stands still as soon as it has nowhere to put more of its events, so that is waited for; it takes 4 ms.
-        """
-        assert self._listening is not None
-        self._waiting = True
-        while self._kept and self._waiting:
-            until = self._now() + _STANDSTILL
-            while self._now() < until:
-                pass
-            os.close(self._kept.pop())
-            try:
-                while True:
-                    os.close(self._listening._accept()[0])  # type: ignore[attr-defined]
-                    self._counts["connections refused for want of descriptors"] += 1
-            except BlockingIOError:
-                self._waiting = False
-            except OSError:
-                continue
-        self._keep()
-
-    def _keep(self) -> None:
-        with contextlib.suppress(OSError):
-            while len(self._kept) < _KEPT:
-                self._kept.append(os.eventfd(0))
-
-    def _remind(self) -> None:
-        now = self._now()
-        if self._told_at + _REMIND <= now:
-            self._told = True
-            self._told_at = now
-            LOG.error("No process can connect to this one any more: %s.", _shortage() or _no_descriptors(errno.EMFILE))
 
 
 class _Names:
@@ -590,11 +267,11 @@ class Connections:
         host = link.node.host
         connection.began = connection.used = self._now()
         self.counts["connections attempted"] += 1
-        shortage = _shortage()
-        if shortage:
-            self._complain("descriptors", "no connection to %s can be made: %s", link.node, shortage)
-            self._lost(connection, shortage)
-        elif _is_address(host):
+        reason = shortage()
+        if reason:
+            self._complain("descriptors", "no connection to %s can be made: %s", link.node, reason)
+            self._lost(connection, reason)
+        elif is_address(host):
             self._connect_to(connection, host)
         else:
             connection.resolving = True
@@ -624,7 +301,7 @@ class Connections:
         try:
             self._open(connection, address)
         except (zmq.ZMQError, OSError) as error:
-            reason = _shortage() if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+            reason = shortage() if error.errno in (errno.EMFILE, errno.ENFILE) else ""
             self._complain(node.address, "no connection to %s can be made: %s", node, reason or error)
             self._lost(connection, reason or str(error))
         if self._look_at == inf:
@@ -640,7 +317,7 @@ class Connections:
             (zmq.LINGER, int(settings.linger * 1000)),
             (zmq.SNDHWM, 0),  # what is unanswered is bounded; a message that libzmq refuses would have to be kept as well
             (zmq.IPV6, int(":" in address)),
-            (zmq.MAXMSGSIZE, settings.limits.message_bytes + _OVERHEAD),
+            (zmq.MAXMSGSIZE, settings.limits.message_bytes + OVERHEAD),
             (zmq.RECONNECT_IVL, _NEVER),
             (zmq.CONNECT_TIMEOUT, int(_HANDSHAKE * 1000)),
             (zmq.HANDSHAKE_IVL, int(_HANDSHAKE * 1000)),
@@ -649,8 +326,8 @@ class Connections:
             (zmq.HEARTBEAT_TTL, milliseconds * 3),
         ):
             dealer.set(option, value)
-        connection.monitor = _monitor(self._loop, dealer, _UP | _DOWN, partial(self._on_event, connection))
-        dealer.connect(_endpoint(address, connection.link.node.port))
+        connection.monitor = self._loop.monitor(dealer, _UP | _DOWN, partial(self._on_event, connection))
+        dealer.connect(endpoint(address, connection.link.node.port))
         self._loop.watch(dealer)
         self._loop.watch(connection.monitor)
 
@@ -715,7 +392,7 @@ class Connections:
         seconds = self._now() - connection.began
         if event & _UNREACHED:
             no_answer = "it does not answer" if seconds >= _HANDSHAKE else "it refuses connections, or there is no way to it"
-            return _shortage() or no_answer
+            return shortage() or no_answer
         if seconds >= _HANDSHAKE:
             return "it does not answer once connected; is it stopped or overloaded?"
         return "it closes the connection at once; is it out of descriptors, or no server of ours?"

@@ -12,7 +12,7 @@ from oslo_messaging._drivers.common import deserialize_remote_exception
 from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.transport import TransportURL
 
-from green_zmq import config, executors, wire
+from green_zmq import config, directory, executors, wire
 from green_zmq.engine import Engine
 from green_zmq.server import Listener
 from green_zmq.wire import Key
@@ -36,6 +36,7 @@ class ZmqDriver(base.BaseDriver):
         super().__init__(conf, url, default_exchange, allowed_remote_exmods)
         self._settings = config.read(conf, url)
         self._model = executors.load(self._settings.model)
+        directory.load(self._settings.directory)
         self._engine: Engine | None = None
 
     def send(

@@ -8,6 +8,7 @@ only, so nothing in it ever waits but :meth:`Poller.wait`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -37,6 +38,10 @@ _send, _recv = _Libzmq.send, _Libzmq.recv
 _get = cast("Callable[[Socket, int], int]", _Libzmq.get)
 _EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+# Monitors need an address of their own each, in the context that all loops of the process share.
+_monitors = itertools.count()
 
 
 class Timed(Protocol):
@@ -157,6 +162,15 @@ class Loop:
         if kind == zmq.ROUTER:
             self._routed.add(socket)
         return socket
+
+    def monitor(self, socket: Socket, events: int, on_message: Callable[[Socket, list[bytes]], None]) -> Socket:
+        """A socket that gets the events of another one; it is watched as others are."""
+        address = f"inproc://green_zmq/monitor/{next(_monitors)}"
+        socket.monitor(address, events)
+        monitor = self.open(zmq.PAIR, lambda frames: on_message(monitor, frames))
+        monitor.set(zmq.RCVHWM, 1)  # libzmq's own end holds a thousand events
+        monitor.connect(address)
+        return monitor
 
     def watch(self, socket: Socket) -> None:
         assert self._poller is not None

@@ -289,5 +289,5 @@ class Resolver:
             if failing:
                 LOG.warning("%s Servers that are known already go on being used.", answer)
             else:
-                LOG.warning("The directory answers again.")
+                LOG.warning("The directory %s answers again.", self._settings.directory_place)
         then(answer)

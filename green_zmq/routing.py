@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from green_zmq.wire import VERSION, Key
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def endpoint(address: str, port: int | str) -> str:
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
 class Node(NamedTuple):
@@ -28,7 +41,7 @@ class Node(NamedTuple):
 
     @property
     def address(self) -> str:
-        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+        return endpoint(self.host, self.port)
 
     def __str__(self) -> str:
         return f"{self.hostname} (pid {self.pid}, {self.address})"

@@ -19,11 +19,11 @@ from oslo_messaging.exceptions import MessagingException
 
 from green_zmq import wire
 from green_zmq.config import Settings
-from green_zmq.connections import Router
 from green_zmq.delivery import Receiver, Record
 from green_zmq.errors import AddressError, MessageTooLarge, TransportClosed, Unserializable, WireError, WireVersionError
 from green_zmq.loop import Loop
 from green_zmq.resolver import Resolver
+from green_zmq.router import Router
 from green_zmq.routing import Node, Topic
 from green_zmq.wire import Key
 

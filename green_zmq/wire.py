@@ -76,6 +76,10 @@ _LOOKED_INTO: Final = (str, dict, list, tuple)
 _INLINE: Final = 1 << 16
 
 
+# What a message may have on the wire beyond its body: the header and the address.
+OVERHEAD: Final = 1 << 18
+
+
 class Key(NamedTuple):
     """What a message is addressed to. ``server`` is empty for "any server of the topic" and for fanout."""
 

@@ -8,11 +8,19 @@ import importlib
 from green_zmq.config import Settings
 from green_zmq.directory.base import Directory, Listing, Stale
 
-__all__ = ["Directory", "Listing", "Stale", "open_directory"]
+__all__ = ["Directory", "Listing", "Stale", "load", "open_directory"]
+
+
+def load(name: str) -> None:
+    """Import a directory and its library: not in the native threads that use it, several of which might want to at once.
+
+    Python's locks of modules are green ones in a patched process, and do not work between native threads.
+    """
+    importlib.import_module(f"green_zmq.directory.{name}")
 
 
 def open_directory(settings: Settings) -> Directory:
-    """The directory of a transport; its library is imported only now.
+    """The directory of a transport.
 
     :raises DirectoryError: it cannot be used.
     """

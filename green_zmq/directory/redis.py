@@ -27,6 +27,7 @@ they have registered again, or have had the time to.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 (resolving a name imports it, in native threads: see green_zmq.directory.load)
 import json
 import os
 import select
@@ -39,7 +40,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from green_zmq import executors
 from green_zmq.config import Redis, Settings
@@ -166,6 +167,7 @@ class RedisDirectory:
         """:raises DirectoryError: it cannot be reached or used."""
         assert settings.redis is not None
         self._address = address = settings.redis
+        self._place = settings.directory_place
         self._expire = settings.expire
         self._update = settings.update
         self._poll = executors.load(settings.model).native_poll
@@ -488,9 +490,7 @@ class RedisDirectory:
         except Exception as error:
             self._unsubscribe()
             self._try_at = time.monotonic() + _RETRY
-            raise DirectoryError(
-                f"The directory in {self._address} cannot be used ({_text(error)}); {_advice(error)}."
-            ) from error
+            raise DirectoryError(f"The directory {self._place} cannot be used ({_text(error)}); {_advice(error)}.") from error
 
 
 def _text(error: Exception) -> str:
@@ -502,6 +502,8 @@ def _advice(error: Exception) -> str:
         return "correct the user and password in the transport URL, or what that user may do in Redis"
     if "max number of clients" in str(error):
         return "raise maxclients of Redis, and its limit of open files: each transport of a process has two connections"
+    if isinstance(error, MasterNotFoundError):
+        return "check that the sentinels run and know that group, and that the transport URL is right"
     if isinstance(error, redis.ReadOnlyError):
         return "it is a replica: name its master, or use zmq+sentinel://"
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
