@@ -28,7 +28,13 @@ OPTIONS: Final = [
     cfg.StrOpt(
         "executor",
         default="auto",
-        choices=["auto", *executors.NAMES, "threading"],
+        choices=[
+            ("auto", "what the process is monkey-patched for"),
+            ("eventlet", "green threads of eventlet"),
+            ("gevent", "greenlets of gevent"),
+            ("threads", "native threads"),
+            ("threading", "the same, as oslo.messaging calls it"),
+        ],
         help="The concurrency model. 'auto' takes the one that the process is monkey-patched for, and native threads if it "
         "is patched for none. A model needs naming only in an unpatched process that uses eventlet or gevent.",
     ),
@@ -67,7 +73,7 @@ OPTIONS: Final = [
     cfg.StrOpt(
         "rpc_zmq_serialization",
         default="json",
-        choices=sorted(wire.CODECS),
+        choices=[("json", "as text"), ("msgpack", "as bytes")],
         help="How messages are encoded. Receivers take either.",
     ),
     cfg.FloatOpt(
