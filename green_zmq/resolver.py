@@ -220,6 +220,7 @@ class Resolver:
 
     def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
         if self._ended:
+            then(DirectoryError("The transport is being closed."))
             return
         if self._wake is None:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC)

@@ -1,10 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests."""
+"""For all tests: what a quick run, with GREEN_ZMQ_QUICK set, leaves out is marked ``slow``."""
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says something of the machine, which others use as well.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: left out with GREEN_ZMQ_QUICK set")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "GREEN_ZMQ_QUICK" in os.environ:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]

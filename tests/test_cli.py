@@ -23,6 +23,8 @@ import pytest
 from green_zmq.cli import main
 from tests.commands import COMMAND, LIMIT, environment, listed, process, result, run, serving, wait_for
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("eventlet", "gevent", "threads")
 NAME = "a host@back/end:1 ü\n[bold]"
 

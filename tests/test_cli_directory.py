@@ -19,6 +19,8 @@ from green_zmq.routing import Node
 from tests.commands import Env, environment, listed, result, run, serving, wait_for
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 Place = Callable[..., Env]
 SECRET = "s3cret&pass"
 COMMANDS = (["ls"], ["topics"], ["sweep"], ["evict", "host"], ["figures"])

@@ -23,6 +23,8 @@ from redis.retry import Retry
 from tests import servers
 from tests.contract.harness import ROOT, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[servers.RedisServer]:

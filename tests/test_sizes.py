@@ -27,6 +27,8 @@ from tests.contract.harness import MODELS, wait_until
 from tests.nodes import Nodes, topic
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 LISTENERS = 4
 UPDATE, EXPIRE = 1, 3
 # Of the cluster, in a period: one node sees to the index, in a script of about ten commands, and reads it; two nodes do

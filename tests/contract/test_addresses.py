@@ -21,6 +21,8 @@ import pytest
 
 from tests.contract.harness import MODELS, Raised, Worker, following, wait_until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], Worker]
 
 needs_networks = pytest.mark.skipif("GREEN_ZMQ_NO_NETNS" in os.environ, reason="GREEN_ZMQ_NO_NETNS is set")

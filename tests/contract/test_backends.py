@@ -18,6 +18,8 @@ import pytest
 
 from tests.contract.harness import MODELS, Directory, Fleet, Raised, Worker, following, wait_until
 
+pytestmark = pytest.mark.slow
+
 TAG = "backends"
 
 

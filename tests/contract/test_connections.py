@@ -12,6 +12,8 @@ import pytest
 
 from tests.contract.harness import Raised, Worker, following, wait_until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[[str], Worker]
 # Seconds over which the CPU time of a process is measured, and the most of a core that counts as not spinning: what spins
 # takes all it can get.

@@ -12,6 +12,8 @@ import pytest
 from tests.contract.harness import MODELS, Directory, Fleet, Raised, Worker, following, wait_until
 from tests.servers import Proxy, RedisServer, SentinelCluster
 
+pytestmark = pytest.mark.slow
+
 # Every second a node refreshes its record; that is what "one period" is here.
 OFTEN = {"zmq_target_update": 1, "zmq_target_expire": 6, "redis_timeout": 1, "rpc_zmq_host": "127.0.0.1"}
 AWAY = "cannot be used"
