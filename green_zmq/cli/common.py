@@ -171,8 +171,11 @@ def read_url(text: str) -> tuple[TransportURL, Settings]:
 
 
 def without_passwords(text: str) -> str:
-    """The text without what is before the hosts in any URL, and without passwords in a query."""
-    return re.sub(r"(password=)[^\s&'\"]+", r"\1***", re.sub(r"://[^\s'\"]*@", "://***@", text))
+    """The text without what is before the hosts in any URL, and without passwords in a query.
+
+    What begins with a bracket is our own word for how a URL is written.
+    """
+    return re.sub(r"(password=)[^\s&'\"]+", r"\1***", re.sub(r"://(?!\[)[^\s'\"]*@", "://***@", text))
 
 
 @contextlib.contextmanager

@@ -494,7 +494,8 @@ class RedisDirectory:
 
 
 def _text(error: Exception) -> str:
-    return str(error).rstrip(".") or type(error).__name__
+    # That no master was found is followed by all that there is to know of the clients that looked.
+    return str(error).partition(" : <")[0].rstrip(".") or type(error).__name__
 
 
 def _advice(error: Exception) -> str:
