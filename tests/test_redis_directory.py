@@ -147,6 +147,17 @@ def test_nothing_is_left_by_who_stops(redis: RedisServer, opened: Opener) -> Non
     assert size(redis) == 0
 
 
+def test_nothing_is_left_by_who_stops_when_the_index_is_to_be_kept(redis: RedisServer, opened: Opener) -> None:
+    directory = opened(redis, zmq_target_expire=3, zmq_target_update=1)
+    one = node()
+    directory.announce(one, [(TOPIC, "s")])
+    with redis.client() as client:
+        wait_for(lambda: client.pttl("green_zmq:members") < 2000)  # a period has gone by
+    directory.announce(one, [])
+    directory.withdraw(one.instance)
+    assert size(redis) == 0
+
+
 def test_nothing_is_left_by_who_is_killed(redis: RedisServer, opened: Opener) -> None:
     directory = opened(redis, zmq_target_expire=3, zmq_target_update=1)
     directory.announce(node(), [(TOPIC, "s")])

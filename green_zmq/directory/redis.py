@@ -75,7 +75,8 @@ for i = 9 + n, 8 + n + m do redis.call('ZREM', KEYS[1], ARGV[i]) end
 if redis.call('ZCARD', KEYS[1]) == 1 then redis.call('DEL', KEYS[1], KEYS[3]) end
 if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
 for i = 9 + n + m, #ARGV do redis.call('PUBLISH', ARGV[i], ARGV[4]) end
-if ARGV[5] == '' or not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[6]) then return 0 end
+if ARGV[5] == '' or redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[6]) then return 0 end
 redis.call('PUBLISH', ARGV[5], redis.call('PTTL', KEYS[1]))
 return 1
 """

@@ -38,6 +38,7 @@ POLICIES = {
 cfg.CONF([], project="contract")
 # Transports are kept over the tests, as services keep them; tags tell those apart that have the same URL.
 _transports: dict[tuple[str, str], Any] = {}
+_making = threading.Lock()
 _servers: dict[str, tuple[Any, Endpoint]] = {}
 _batches: dict[str, tuple[Any, list[list[Any]], list[Any]]] = {}
 
@@ -63,9 +64,10 @@ ThreadWorker.MAX_IDLE_FOR = 0.05  # type: ignore[assignment]
 
 def transport(url: str, tag: str = "", exmods: list[str] | None = None) -> Any:
     key = (url, tag)
-    if key not in _transports:
-        _transports[key] = oslo_messaging.get_rpc_transport(cfg.CONF, url, allowed_remote_exmods=exmods)
-    return _transports[key]
+    with _making:
+        if key not in _transports:
+            _transports[key] = oslo_messaging.get_rpc_transport(cfg.CONF, url, allowed_remote_exmods=exmods)
+        return _transports[key]
 
 
 def open_transport(url: str, tag: str = "") -> None:
