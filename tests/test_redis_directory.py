@@ -337,7 +337,8 @@ def test_keeping_the_index_is_done_by_one_of_all(redis: RedisServer, opened: Ope
             for directory, one in zip(directories, nodes, strict=True):
                 take_news(directory)
                 directory.announce(one, [(TOPIC, "s")])
-    assert 20 * periods <= counted.commands <= 20 * periods + 12 * periods
+    # Seeing to the index takes 13 commands, scripts' own included; if all did it, it would be 260 in a period.
+    assert 20 * periods <= counted.commands <= (20 + 40) * periods
     assert len(directories[0].look_up(TOPIC)) == 20
 
 
