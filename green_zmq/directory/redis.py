@@ -333,11 +333,7 @@ class RedisDirectory:
 
     def _listeners(self, topic: Topic) -> list[Entry]:
         begin = _begin(topic)
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.zrangebylex(self._index, b"[" + begin, b"(" + begin + b"\xff")
-            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
-            found, epoch = pipe.execute()
-        self._note_epoch(epoch)
+        found = self._ask("zrangebylex", self._index, b"[" + begin, b"(" + begin + b"\xff")
         instances = dict.fromkeys(_parse(member).instance for member in found)
         return [
             Entry(server, record.node)
@@ -348,11 +344,7 @@ class RedisDirectory:
         ]
 
     def _is_alive(self, node: Node) -> bool:
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.get(self._key(node.instance))
-            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
-            text, epoch = pipe.execute()
-        self._note_epoch(epoch)
+        text = self._ask("get", self._key(node.instance))
         if text is None:
             return self._healing() and node.instance not in self._sure
         record = _load(node.instance, text)
@@ -396,6 +388,15 @@ class RedisDirectory:
         return records
 
     # What is lost with the database.
+
+    def _ask(self, command: str, *arguments: object) -> Any:
+        """The answer to a command, with a look at whether the database is still the one that it was."""
+        with self._client.pipeline(transaction=False) as pipe:
+            getattr(pipe, command)(*arguments)
+            pipe.zrangebylex(self._index, b"[" + _EPOCH, b"+")
+            answer, epoch = pipe.execute()
+        self._note_epoch(epoch)
+        return answer
 
     def _note_epoch(self, found: list[bytes]) -> None:
         epoch = found[0] if found else None
