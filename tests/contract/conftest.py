@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.contract.harness import MODELS, Directory, Fleet, Worker, following
+from tests.networks import networks  # noqa: F401 (a fixture)
 from tests.servers import RedisServer, SentinelCluster
 
 QUICK = "GREEN_ZMQ_QUICK" in os.environ

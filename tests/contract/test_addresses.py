@@ -1,105 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where processes listen, and where others find them: addresses, interfaces, names, networks of their own.
-
-Networks are namespaces of the kernel, which needs root. Without it these tests fail, unless GREEN_ZMQ_NO_NETNS is set.
-"""
+"""Where processes listen, and where others find them: addresses, interfaces, names, networks of their own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
-import subprocess
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.contract.harness import MODELS, Raised, Worker, following, wait_until
+from tests.networks import Networks, ip, needs_networks
 
 pytestmark = pytest.mark.slow
 
 Start = Callable[[str], Worker]
 
-needs_networks = pytest.mark.skipif("GREEN_ZMQ_NO_NETNS" in os.environ, reason="GREEN_ZMQ_NO_NETNS is set")
-
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"zmq://?directory_path={tmp_path}/directory.sqlite&zmq_linger=1"
-
-
-def ip(*arguments: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20, check=False)
-    if check and done.returncode:
-        pytest.fail(
-            f"ip {' '.join(arguments)}: {done.stderr.strip()}. Networks of the tests' own need root and iproute2; set "
-            "GREEN_ZMQ_NO_NETNS to go without."
-        )
-    return done.stdout
-
-
-class Networks:
-    """Namespaces with names of their own, wired with pairs of interfaces, and processes in them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._mark = f"gz{uuid.uuid4().hex[:6]}"
-        self._spaces: list[str] = []
-        self._wires = 0
-        self._workers: list[Worker] = []
-
-    def space(self, *, hosts: str = "", nameserver: str = "") -> str:
-        """A namespace; with that /etc/hosts and that server of the DNS."""
-        name = f"{self._mark}{len(self._spaces)}"
-        self._spaces.append(name)
-        files = Path("/etc/netns", name)
-        files.mkdir(parents=True)
-        (files / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}\n")
-        (files / "resolv.conf").write_text(f"nameserver {nameserver}\n" if nameserver else "")
-        ip("netns", "add", name)
-        ip("-n", name, "link", "set", "lo", "up")
-        return name
-
-    def wire(self, one: str, one_address: str, other: str, other_address: str) -> tuple[str, str]:
-        """Connect two namespaces; the names of the interfaces."""
-        ends = f"{self._mark}{self._wires}a", f"{self._mark}{self._wires}b"
-        self._wires += 1
-        ip("-n", one, "link", "add", ends[0], "type", "veth", "peer", "name", ends[1], "netns", other)
-        for space, end, address in ((one, ends[0], one_address), (other, ends[1], other_address)):
-            ip("-n", space, "addr", "add", address, "dev", end, *(["nodad"] if ":" in address else []))
-            ip("-n", space, "link", "set", end, "up")
-        return ends
-
-    def start(self, space: str, model: str) -> Worker:
-        log = self._folder / f"{space}-{model}-{len(self._workers)}.log"
-        worker = Worker(model, log, within=["ip", "netns", "exec", space])
-        self._workers.append(worker)
-        return worker
-
-    def end(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        for space in self._spaces:
-            ip("netns", "del", space, check=False)  # and its interfaces, and their other ends
-            with contextlib.suppress(OSError):
-                files = Path("/etc/netns", space)
-                for file in files.iterdir():
-                    file.unlink()
-                files.rmdir()
-
-
-@pytest.fixture
-def networks(tmp_path: Path) -> Iterator[Networks]:
-    networks = Networks(tmp_path)
-    try:
-        yield networks
-    finally:
-        networks.end()
 
 
 # On one network.
