@@ -74,9 +74,9 @@ def main(model: str, *, patched: bool) -> None:
     def run(command: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": command["id"]}
         try:
-            # A scenario's name, behind that of its module if that is not the first one.
+            # A scenario's name, behind that of its module if that is not the first one, and of its folder if it is another.
             module, _, name = command["run"].rpartition(".")
-            scenarios = importlib.import_module(f"tests.contract.{module or 'scenarios'}")
+            scenarios = importlib.import_module(f"tests.{module}" if "." in module else f"tests.contract.{module or 'scenarios'}")
             answer["ok"] = getattr(scenarios, name)(**command["args"])
         except BaseException as error:
             answer["error"] = describe(error)
