@@ -75,7 +75,7 @@ class Networks:
         self.heal(space)
         which = f"ip saddr {source} " if source else 'iifname != "lo" '
         often = "" if percent == 100 else f"numgen random mod 100 < {percent} "
-        rules = f"table inet lossy {{ chain in {{ type filter hook input priority 0; {which}{often}drop; }} }}"
+        rules = f"table inet lossy {{ chain in {{ type filter hook input priority 0; {which}{often}drop; }}; }}"
         run("ip", "netns", "exec", space, *nft(), rules)
 
     def heal(self, space: str) -> None:

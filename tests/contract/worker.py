@@ -76,7 +76,8 @@ def main(model: str, *, patched: bool) -> None:
         try:
             # A scenario's name, behind that of its module if that is not the first one, and of its folder if it is another.
             module, _, name = command["run"].rpartition(".")
-            scenarios = importlib.import_module(f"tests.{module}" if "." in module else f"tests.contract.{module or 'scenarios'}")
+            folder = "tests" if "." in module else "tests.contract"
+            scenarios = importlib.import_module(f"{folder}.{module or 'scenarios'}")
             answer["ok"] = getattr(scenarios, name)(**command["args"])
         except BaseException as error:
             answer["error"] = describe(error)
