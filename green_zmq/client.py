@@ -155,11 +155,11 @@ class Client:
         for link, frames in writes:
             self._connections.write(link, frames)
         while sender.lookups:
-            self._resolver.look_up(sender.lookups.pop())
+            self._resolver.look_up(sender.lookups.popitem()[0])
         while sender.doubtful:
             self._resolver.verify(sender.doubtful.pop())
         while sender.wanted:
-            self._connections.want(sender.wanted.pop())
+            self._connections.want(sender.wanted.popitem()[0])
 
     def _log_lost(self) -> None:
         lost, self._sender.lost = self._sender.lost, []

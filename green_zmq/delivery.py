@@ -249,9 +249,9 @@ class Sender:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.writes: list[tuple[Link, list[bytes]]] = []
-        self.wanted: set[Link] = set()
+        self.wanted: dict[Link, None] = {}
         self.dropped: list[Link] = []
-        self.lookups: set[Topic] = set()
+        self.lookups: dict[Topic, None] = {}
         self.doubtful: list[Node] = []
         self.finished: list[Outgoing] = []
         self.lost: list[tuple[Outgoing, str]] = []
@@ -263,7 +263,7 @@ class Sender:
         self._requests: dict[Outgoing, None] = {}
         self.waiting: dict[Key, deque[Outgoing]] = {}
         self._draining: dict[Key, Outgoing] = {}
-        self._busy: set[Link] = set()
+        self._busy: dict[Link, None] = {}
         self._outbox: dict[Outgoing, None] = {}
         self._outbox_bytes = 0
         self._directory_error = ""
@@ -289,7 +289,7 @@ class Sender:
         else:
             self._route(request, now)
         if request.key not in self._routes:
-            self.lookups.add(Topic(*request.key[:2]))
+            self.lookups[Topic(*request.key[:2])] = None
 
     def answered(self, link: Link, answer: Answer, now: float) -> None:
         """An answer came over this link's connection."""
@@ -328,7 +328,7 @@ class Sender:
         for request in queued:
             self._again(request, now)
         if not link.idle:
-            self.wanted.add(link)
+            self.wanted[link] = None
         if link.taken:
             self.due = -inf
 
@@ -349,8 +349,8 @@ class Sender:
         if link is None:
             return
         self._links.pop(instance, None)
-        self._busy.discard(link)
-        self.wanted.discard(link)
+        self._busy.pop(link, None)
+        self.wanted.pop(link, None)
         self.counts["servers gone"] += 1
         self.dropped.append(link)
         link.up, link.down = False, True
@@ -393,8 +393,8 @@ class Sender:
             link.topics.remove(topic)
             if not link.topics and link.idle:  # if not idle, its connection is closed once it is
                 del self._links[link.node.instance]
-                self._busy.discard(link)
-                self.wanted.discard(link)
+                self._busy.pop(link, None)
+                self.wanted.pop(link, None)
                 link.up = link.down = False
                 self.dropped.append(link)
 
@@ -413,9 +413,9 @@ class Sender:
                 text = f"The message to {key} cannot be sent, since no server of it is known: {reason}"
                 self._lose(request, reason, DirectoryError(text))
 
-    def awaited(self) -> set[Topic]:
+    def awaited(self) -> list[Topic]:
         """The topics that requests wait for a server of."""
-        return {Topic(*key[:2]) for key in self.waiting}
+        return list(dict.fromkeys(Topic(*key[:2]) for key in self.waiting))
 
     def cancel(self, request: Outgoing) -> None:
         """Its caller was killed: nobody waits for it any more."""
@@ -431,7 +431,7 @@ class Sender:
             if link.up:
                 self._flush(link, now)
             if link.next_free(now) == inf:
-                self._busy.discard(link)
+                self._busy.pop(link, None)
         self._pump_all(now)
         for request in [r for r in self._requests if r.due() <= now]:
             if not request.over:
@@ -478,7 +478,7 @@ class Sender:
         else:
             found = choose(route.links, request.key, route.turn, now)
             if found is None:
-                self.wanted.update(link for link in route.links if link.down)
+                self.wanted.update({link: None for link in route.links if link.down})
                 self._wait(request)
             else:
                 route.turn, link = found
@@ -516,7 +516,7 @@ class Sender:
     def _discard(self, instance: bytes, key: Key | None) -> None:
         for topic in self.table.discard(instance, key):
             self._forget_routes(topic)
-            self.lookups.add(topic)
+            self.lookups[topic] = None
 
     def _forget_routes(self, topic: Topic) -> None:
         """The routes of this topic are found anew, and go on in turn."""
@@ -531,7 +531,7 @@ class Sender:
     def _prune(self, link: Link) -> None:
         """Forget an instance that no route leads to and that nothing is left with."""
         if link.idle and not link.up and not any(link in route.links for route in self._routes.values()):
-            self._busy.discard(link)
+            self._busy.pop(link, None)
             if self._links.get(link.node.instance) is link:
                 del self._links[link.node.instance]
 
@@ -547,7 +547,7 @@ class Sender:
             if link.up:
                 self._flush(link, now)
             else:
-                self.wanted.add(link)
+                self.wanted[link] = None
 
     def _flush(self, link: Link, now: float) -> None:
         queue, link.queue = link.queue, deque()
@@ -637,7 +637,7 @@ class Sender:
         request.accepted = False
         # Whatever the reason, it is not asked again at once: a directory that is behind would send us there for ever.
         self.due = min(self.due, link.refuse(request.key, now))
-        self._busy.add(link)
+        self._busy[link] = None
         if kind != wire.BUSY:
             if request.pinned is not None:  # it has left the topic: fanout has nothing to do there
                 request.link = None

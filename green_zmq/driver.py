@@ -13,7 +13,7 @@ from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.transport import TransportURL
 
 from green_zmq import config, directory, executors, wire
-from green_zmq.engine import Engine
+from green_zmq.engine import Engine, make_engine
 from green_zmq.server import Listener
 from green_zmq.wire import Key
 
@@ -104,7 +104,7 @@ class ZmqDriver(base.BaseDriver):
             with self._model.LOCK:
                 engine = self._engine
                 if engine is None or engine.over:
-                    engine = self._engine = Engine(self._settings, self._model)
+                    engine = self._engine = make_engine(self._settings, self._model)
             engine.start()
         return engine
 

@@ -8,10 +8,12 @@ import contextlib
 import os
 import time
 import weakref
+from collections.abc import Callable
 from math import inf
 from typing import Final
 
 from green_zmq import executors
+from green_zmq.asker import Asker
 from green_zmq.client import Client
 from green_zmq.config import Settings
 from green_zmq.connections import Connections
@@ -20,6 +22,7 @@ from green_zmq.errors import TransportClosed
 from green_zmq.executors.base import Model
 from green_zmq.loop import Loop, contexts
 from green_zmq.resolver import Resolver
+from green_zmq.router import Router
 from green_zmq.routing import Node, Table, Topic
 from green_zmq.server import Server
 
@@ -30,19 +33,22 @@ _WITHDRAW: Final = 1.0
 
 
 class Engine:
-    def __init__(self, settings: Settings, model: Model) -> None:
+    def __init__(
+        self, settings: Settings, loop: Loop, router: Router, asker: Asker, instance: bytes, now: Callable[[], float]
+    ) -> None:
         """Nothing runs yet."""
         self.due = inf
-        self.instance = os.urandom(16)
+        self.instance = instance
+        self._now = now
         self._settings = settings
-        self._loop = loop = Loop(model)
+        self._loop = loop
+        self._router = router
         self._sender = sender = Sender(self.instance, settings.limits, Table())
         self._receiver = Receiver(self.instance)
-        now = time.monotonic
-        self._resolver = Resolver(loop, sender, settings, now, self._gone, self._news)
+        self._resolver = Resolver(asker, sender, settings, now, self._gone, self._news)
         self._connections = Connections(loop, sender, settings, now)
         self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
-        self.server = Server(loop, self._receiver, self._resolver, settings, now)
+        self.server = Server(loop, self._receiver, router, self._resolver, settings, now)
         self.server.figures = self.counts
         self._close_by = inf
         self._withdrawing = False
@@ -70,7 +76,7 @@ class Engine:
         """Everything that is counted, by what it is; from any thread."""
         # Copied in one go, as the loop goes on counting.
         total = self._connections.figures()
-        for part in (self._sender, self._receiver, self._resolver, self.server):
+        for part in (self._sender, self._receiver, self._resolver, self.server, self._router):
             for name, count in dict(part.counts).items():
                 total[name] = total.get(name, 0) + count
         total["messages in the outbox"] = self._sender.pending
@@ -96,7 +102,7 @@ class Engine:
 
     def _begin_close(self, _: None) -> None:
         if self._close_by == inf:
-            self.due = time.monotonic()
+            self.due = self._now()
             self._close_by = self.due + self._settings.linger
 
     def _finish(self, _: object) -> None:
@@ -104,7 +110,7 @@ class Engine:
             self.over = True
             self.due = inf
             self.client.close()
-            linger = max(self._close_by - time.monotonic(), _WITHDRAW)
+            linger = max(self._close_by - self._now(), _WITHDRAW)
             self._connections.close(linger)
             self.server.close(linger)
             self._loop.finish()
@@ -118,6 +124,12 @@ class Engine:
     def _crashed(self) -> None:
         self.over = True
         self.client.close()
+
+
+def make_engine(settings: Settings, model: Model) -> Engine:
+    """One that is as it is to be outside of a simulation."""
+    loop, now = Loop(model), time.monotonic
+    return Engine(settings, loop, Router(loop, settings, now), Asker(loop, settings), os.urandom(16), now)
 
 
 # Engines of this process, and those that it has from its parent: they are kept, because ending them would disturb it.

@@ -1,32 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps a process and the directory informed of each other.
 
-The directory may block, so a native thread of its own asks it; what it answers is posted to the loop, in whose thread
-everything else here runs. A send that finds its topic in the table asks nobody: whether anything has changed is told by
-:meth:`Directory.changes`, and news is fetched while the send goes on with what was known.
+All of it runs in the loop's thread. A send that finds its topic in the table asks nobody: whether anything has changed is
+told by :meth:`Directory.changes`, and news is fetched while the send goes on with what was known.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from posix import close  # gevent's in os leaves it to a hub, which the native thread does not run
-from typing import Any, Final
+from typing import Final
 
+from green_zmq.asker import Asker, Then
 from green_zmq.config import Settings
 from green_zmq.delivery import Sender
-from green_zmq.directory import Directory, open_directory
-from green_zmq.errors import DirectoryError, TransportClosed
-from green_zmq.loop import Loop
+from green_zmq.directory import Directory
+from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
-
-LOG = logging.getLogger(__name__)
 
 # While requests wait for a server to appear, the directory is watched this closely.
 _WATCH: Final = 0.02
@@ -37,8 +30,6 @@ _MANY: Final = 100
 _PAUSE: Final = 20
 # A directory that fails is asked again after this time.
 _RETRY: Final = 1.0
-
-_Then = Callable[[Any], None]
 
 
 def _ignore(_: object) -> None: ...
@@ -56,7 +47,7 @@ class Resolver:
 
     def __init__(
         self,
-        loop: Loop,
+        asker: Asker,
         sender: Sender,
         settings: Settings,
         now: Callable[[], float],
@@ -65,21 +56,17 @@ class Resolver:
     ) -> None:
         self.due = inf
         self.counts: Counter[str] = Counter()
-        self._loop = loop
+        self._asker = asker
+        asker.opened = self._opened
         self._sender = sender
         self._table = sender.table
         self._settings = settings
         self._now = now
         self._gone = gone
         self._news = news
-        self._jobs: deque[tuple[Callable[[Directory], Any], _Then] | None] = deque()
-        # Tells the native thread, once it runs, that there is a job.
-        self._wake: int | None = None
-        self._ended = False
         self._directory: Directory | None = None
-        self._failing = False
         self._checked = 0.0
-        self._stale: set[Topic] = set()
+        self._stale: dict[Topic, None] = {}
         self._asked: dict[Topic, float] = {}
         # When a topic with many servers, which takes a while to be read, may be read again because it has changed.
         self._again_at: dict[Topic, float] = {}
@@ -93,7 +80,7 @@ class Resolver:
 
     # What the directory is told.
 
-    def announce(self, node: Node, listeners: set[tuple[Topic, str]], then: _Then) -> None:
+    def announce(self, node: Node, listeners: set[tuple[Topic, str]], then: Then) -> None:
         """Register the node with exactly these listeners; ``then`` gets None or the error."""
         self._node, self._listeners = node, set(listeners)
         # Nodes that have come back together are not to stay in step.
@@ -107,21 +94,19 @@ class Resolver:
                 self._set_due()
             then(error)
 
-        self._do(lambda directory: directory.announce(node, wanted), announced)
+        self._asker.ask(lambda directory: directory.announce(node, wanted), announced)
 
-    def withdraw(self, then: _Then) -> None:
+    def withdraw(self, then: Then) -> None:
         """Remove the node, and end the thread; ``then`` gets None or the error."""
         node, self._node = self._node, None
         self._directory = None  # its thread closes it
         self._announce_at = self._watch_at = inf
         self._set_due()
         if node is not None:
-            self._do(lambda directory: directory.withdraw(node.instance), then)
+            self._asker.ask(lambda directory: directory.withdraw(node.instance), then)
         else:
             then(None)
-        if self._wake is not None:
-            self._put(None)
-        self._ended = True
+        self._asker.end()
 
     # What it is asked.
 
@@ -129,16 +114,16 @@ class Resolver:
         """Ask for a topic, unless that is under way."""
         if topic not in self._asked:
             self._asked[topic] = self._now()
-            self._stale.discard(topic)
+            self._stale.pop(topic, None)
             self.counts["topics looked up"] += 1
             if self._forget_at == inf:
                 self._forget_at = self._now() + self._settings.idle_timeout
                 self._set_due()
-            self._do(lambda directory: directory.look_up(topic), lambda answer: self._looked_up(topic, answer))
+            self._asker.ask(lambda directory: directory.look_up(topic), lambda answer: self._looked_up(topic, answer))
 
     def verify(self, node: Node) -> None:
         """Its connection was lost: does the directory still have it?"""
-        self._do(
+        self._asker.ask(
             lambda directory: directory.is_alive(node),
             lambda alive: self._gone(node) if alive is False else None,
         )
@@ -171,13 +156,13 @@ class Resolver:
         if not awaited:
             self._watch_at = inf
         elif self._watch_at == inf:
-            if self._directory is None or self._failing:
+            if self._directory is None or self._asker.failing:
                 self._watch_at = now + _RETRY
-                self._stale.update(awaited)
+                self._stale.update(dict.fromkeys(awaited))
             else:
                 self._watch_at = now + _WATCH
                 self._check(now)
-            for topic in awaited & self._stale:
+            for topic in [topic for topic in awaited if topic in self._stale]:
                 self.look_up(topic)
         self._set_due()
 
@@ -188,27 +173,27 @@ class Resolver:
 
     def _forget_unused(self, now: float) -> None:
         """Topics that nothing was sent to for as long as an unused connection is kept."""
-        keep = self._sender.awaited() | self._asked.keys()
+        keep = {*self._sender.awaited(), *self._asked}
         oldest = now - self._settings.idle_timeout
         for topic in [topic for topic, used in self._used.items() if used <= oldest and topic not in keep]:
             del self._used[topic]
             self._again_at.pop(topic, None)
-            self._stale.discard(topic)
+            self._stale.pop(topic, None)
             self._sender.forget(topic)
-            self._do(partial(_forget, topic), _ignore)
+            self._asker.ask(partial(_forget, topic), _ignore)
         self._forget_at = now + self._settings.idle_timeout / 2 if self._used else inf
 
     def _check(self, now: float) -> None:
         self._checked = now
         if self._directory is not None:
             changed = self._directory.changes()
-            news = {*self._table.topics, *self._asked} if changed is None else set(changed)
-            self._stale |= news
+            news = [*self._table.topics, *self._asked] if changed is None else changed
+            self._stale.update(dict.fromkeys(news))
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
         asked = self._asked.pop(topic)
         if isinstance(answer, DirectoryError):
-            self._stale.add(topic)
+            self._stale[topic] = None
             self._sender.not_looked_up(topic, str(answer))
         else:
             now = self._now()
@@ -218,77 +203,6 @@ class Resolver:
             self._sender.looked_up(topic, now)
         self._news(topic)
 
-    def _do(self, job: Callable[[Directory], Any], then: _Then) -> None:
-        if self._ended:
-            then(DirectoryError("The transport is being closed."))
-            return
-        if self._wake is None:
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-            self._loop.model.start_native(self._work)
-        self._put((job, then))
-
-    def _put(self, item: tuple[Callable[[Directory], Any], _Then] | None) -> None:
-        self._jobs.append(item)
-        assert self._wake is not None
-        os.eventfd_write(self._wake, 1)
-
-    def _work(self) -> None:
-        """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
-        directory: Directory | None = None
-        cut_off = False
-        with contextlib.suppress(TransportClosed):  # the loop did not wait for the last answers
-            while True:
-                if not self._jobs:
-                    error = self._wait(directory)
-                    if error is not None or (cut_off and not self._jobs):  # else it was woken by a job, not by its mending
-                        self._loop.post(self._answered, (_ignore, error))
-                        cut_off = error is not None
-                    continue
-                item = self._jobs.popleft()
-                if item is None:
-                    break
-                job, then = item
-                answer: Any
-                try:
-                    if directory is None:
-                        directory = open_directory(self._settings)
-                        self._loop.post(self._opened, directory)
-                    answer = job(directory)
-                except DirectoryError as error:
-                    answer = error
-                except Exception as error:
-                    answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
-                self._loop.post(self._answered, (then, answer))
-        if directory is not None:
-            directory.close()
-        assert self._wake is not None
-        close(self._wake)
-
-    def _wait(self, directory: Directory | None) -> DirectoryError | None:
-        """For the next job, or news of the directory."""
-        assert self._wake is not None
-        try:
-            if directory is None:
-                os.eventfd_read(self._wake)
-            else:
-                directory.wait(self._wake)
-        except DirectoryError as error:
-            return error
-        except Exception as error:
-            return DirectoryError(f"The directory failed because of a defect: {error!r}")
-        return None
-
     def _opened(self, directory: Directory) -> None:
         self._directory = directory
         self._check(self._now())
-
-    def _answered(self, result: tuple[_Then, Any]) -> None:
-        then, answer = result
-        failing = isinstance(answer, DirectoryError)
-        if failing != self._failing:
-            self._failing = failing
-            if failing:
-                LOG.warning("%s Servers that are known already go on being used.", answer)
-            else:
-                LOG.warning("The directory %s answers again.", self._settings.directory_place)
-        then(answer)

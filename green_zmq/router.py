@@ -64,15 +64,13 @@ class Router:
     come already are sent away, and everybody comes again by himself later. Connections that stand are served meanwhile.
     """
 
-    def __init__(
-        self, loop: Loop, settings: Settings, now: Callable[[], float], counts: Counter[str], on_message: OnMessage
-    ) -> None:
+    def __init__(self, loop: Loop, settings: Settings, now: Callable[[], float]) -> None:
         self.due = inf
-        self._counts = counts
+        self.counts: Counter[str] = Counter()
+        self.on_message: OnMessage = lambda _: None
         self._loop = loop
         self._settings = settings
         self._now = now
-        self._on_message = on_message
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
         self._listening: TcpSocket | None = None
@@ -95,7 +93,7 @@ class Router:
         address = self._address()
         listening = self._listen(address)
         port: int = listening.getsockname()[1]
-        socket = self._loop.open(zmq.ROUTER, self._on_message)
+        socket = self._loop.open(zmq.ROUTER, self.on_message)
         monitor: Socket | None = None
         try:
             for option, value in (
@@ -245,7 +243,7 @@ class Router:
             return
         self._shut = True
         self.due = self._now() + _SHUT
-        self._counts["times out of descriptors for those who connect"] += 1
+        self.counts["times out of descriptors for those who connect"] += 1
         with contextlib.suppress(OSError):
             drop = create_string_buffer(pack("HBBI", 6, 0, 0, 0))  # a filter of packets (BPF): return 0
             self._listening.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HL", 1, addressof(drop)))
@@ -268,7 +266,7 @@ class Router:
             try:
                 while True:
                     close(self._listening._accept()[0])  # type: ignore[attr-defined]
-                    self._counts["connections refused for want of descriptors"] += 1
+                    self.counts["connections refused for want of descriptors"] += 1
             except BlockingIOError:
                 self._waiting = False
             except OSError:

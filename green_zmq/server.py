@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from math import inf
@@ -152,7 +151,13 @@ class Server:
     """
 
     def __init__(
-        self, loop: Loop, receiver: Receiver, resolver: Resolver, settings: Settings, now: Callable[[], float]
+        self,
+        loop: Loop,
+        receiver: Receiver,
+        router: Router,
+        resolver: Resolver,
+        settings: Settings,
+        now: Callable[[], float],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.due = inf
@@ -164,7 +169,8 @@ class Server:
         self._resolver = resolver
         self._settings = settings
         self._now = now
-        self._router = Router(loop, settings, now, self.counts, self._on_message)
+        self._router = router
+        router.on_message = self._on_message
         self._listeners: dict[Key, deque[Listener]] = {}
         self._complained: dict[str, float] = {}
 
@@ -402,7 +408,7 @@ class Server:
     def _refuse_frames(self, what: str, error: Exception) -> None:
         """Counted, and logged once a minute."""
         self.counts[what] += 1
-        now = time.monotonic()
+        now = self._now()
         if self._complained.get(what, -inf) + 60 <= now:
             self._complained[what] = now
             LOG.warning("dropped a message (%s, %d so far): %s", what, self.counts[what], error)

@@ -274,7 +274,7 @@ class World:
         """What the sender wants to know is answered at once; whether anything was."""
         sender, moved = self.sender, False
         while sender.lookups:
-            topic = sender.lookups.pop()
+            topic = sender.lookups.popitem()[0]
             if (topic, tuple(self.entries(topic))) not in asked:  # the same answer twice changes nothing
                 asked.add((topic, tuple(self.entries(topic))))
                 moved = True
@@ -290,7 +290,7 @@ class World:
         """Connections that are wanted are made, or fail; whether there were any."""
         moved = False
         while self.sender.wanted:
-            link = self.sender.wanted.pop()
+            link = self.sender.wanted.popitem()[0]
             if link not in self.conns and link not in self.retrying:
                 moved = True
                 self.connect(link)
@@ -388,7 +388,7 @@ def test_topic_that_nobody_serves_is_not_asked_for_without_end(world: World) -> 
     world.submit()
     world.sender.lookups.clear()
     world.look_up(TOPIC)
-    assert world.sender.lookups == set()
+    assert world.sender.lookups == {}
 
 
 # Promise 1: a call ends by its deadline, with what is known.
@@ -560,12 +560,12 @@ def test_call_waits_for_its_server_to_appear(world: World) -> None:
     call = world.send()
     world.advance(30)
     assert call not in world.finished
-    assert world.sender.awaited() == {TOPIC}
+    assert world.sender.awaited() == [TOPIC]
     world.server()
     world.look_up(TOPIC)
     world.settle()
     assert call.outcome is not None
-    assert world.sender.awaited() == set()
+    assert world.sender.awaited() == []
     assert_clean(world)
 
 
@@ -796,7 +796,7 @@ def test_acknowledgement_that_was_lost_is_repeated(world: World) -> None:
     server.answers = False
     cast = world.submit(CAST)
     world.look_up(TOPIC)
-    world.connect(world.sender.wanted.pop())
+    world.connect(world.sender.wanted.popitem()[0])
     world.deliver_up(world.conn(server))
     world.cut(world.link(server))
     world.settle()
@@ -881,7 +881,7 @@ def test_repeat_of_a_refused_request_is_refused_again(world: World) -> None:
     server.window = 0
     world.submit()
     world.look_up(TOPIC)
-    world.connect(world.sender.wanted.pop())
+    world.connect(world.sender.wanted.popitem()[0])
     conn = world.conn(server)
     frames = conn.up[0]
     world.deliver_up(conn)
@@ -900,7 +900,7 @@ def test_duplicates_of_everything_are_harmless(world: World) -> None:
         world.sender.lookups.clear()
         world.look_up(TOPIC)
         while world.sender.wanted:
-            link = world.sender.wanted.pop()
+            link = world.sender.wanted.popitem()[0]
             if link not in world.conns:
                 world.connect(link)
         world.take_writes()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the directory, which may block, in a native thread; what it answers is posted to the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from posix import close  # gevent's in os leaves it to a hub, which the native thread does not run
+from typing import Any
+
+from green_zmq.config import Settings
+from green_zmq.directory import Directory, open_directory
+from green_zmq.errors import DirectoryError, TransportClosed
+from green_zmq.loop import Loop
+
+LOG = logging.getLogger(__name__)
+
+Then = Callable[[Any], None]
+
+
+def _ignore(_: object) -> None: ...
+
+
+class Asker:
+    """
+    :ivar failing: whether the directory failed when it was last asked, or waited for.
+    :ivar opened: called with the directory once it is open, for what does not block.
+    """
+
+    def __init__(self, loop: Loop, settings: Settings) -> None:
+        """The thread begins with the first question."""
+        self.failing = False
+        self.opened: Callable[[Directory], None] = _ignore
+        self._loop = loop
+        self._settings = settings
+        self._jobs: deque[tuple[Callable[[Directory], Any], Then] | None] = deque()
+        # Tells the native thread, once it runs, that there is a job.
+        self._wake: int | None = None
+        self._ended = False
+
+    def ask(self, job: Callable[[Directory], Any], then: Then) -> None:
+        """Have ``job`` called with the directory, in its thread, and ``then`` with its value or DirectoryError, in the loop."""
+        if self._ended:
+            then(DirectoryError("The transport is being closed."))
+            return
+        if self._wake is None:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            self._loop.model.start_native(self._work)
+        self._put((job, then))
+
+    def end(self) -> None:
+        """End the thread when what was asked is answered."""
+        if self._wake is not None:
+            self._put(None)
+        self._ended = True
+
+    def _put(self, item: tuple[Callable[[Directory], Any], Then] | None) -> None:
+        self._jobs.append(item)
+        assert self._wake is not None
+        os.eventfd_write(self._wake, 1)
+
+    def _work(self) -> None:
+        """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
+        directory: Directory | None = None
+        cut_off = False
+        with contextlib.suppress(TransportClosed):  # the loop did not wait for the last answers
+            while True:
+                if not self._jobs:
+                    error = self._wait(directory)
+                    if error is not None or (cut_off and not self._jobs):  # else it was woken by a job, not by its mending
+                        self._loop.post(self._answered, (_ignore, error))
+                        cut_off = error is not None
+                    continue
+                item = self._jobs.popleft()
+                if item is None:
+                    break
+                job, then = item
+                answer: Any
+                try:
+                    if directory is None:
+                        directory = open_directory(self._settings)
+                        self._loop.post(self.opened, directory)
+                    answer = job(directory)
+                except DirectoryError as error:
+                    answer = error
+                except Exception as error:
+                    answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
+                self._loop.post(self._answered, (then, answer))
+        if directory is not None:
+            directory.close()
+        assert self._wake is not None
+        close(self._wake)
+
+    def _wait(self, directory: Directory | None) -> DirectoryError | None:
+        """For the next job, or news of the directory."""
+        assert self._wake is not None
+        try:
+            if directory is None:
+                os.eventfd_read(self._wake)
+            else:
+                directory.wait(self._wake)
+        except DirectoryError as error:
+            return error
+        except Exception as error:
+            return DirectoryError(f"The directory failed because of a defect: {error!r}")
+        return None
+
+    def _answered(self, result: tuple[Then, Any]) -> None:
+        then, answer = result
+        failing = isinstance(answer, DirectoryError)
+        if failing != self.failing:
+            self.failing = failing
+            if failing:
+                LOG.warning("%s Servers that are known already go on being used.", answer)
+            else:
+                LOG.warning("The directory %s answers again.", self._settings.directory_place)
+        then(answer)
