@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from green_zmq import wire
 from green_zmq.config import Settings
@@ -20,6 +19,9 @@ from green_zmq.routing import Topic
 from green_zmq.wire import Answer, Key
 
 LOG = logging.getLogger(__name__)
+
+# Messages that one line of the log names.
+_NAMED: Final = 10
 
 
 class Client:
@@ -38,8 +40,6 @@ class Client:
         self._resolver = resolver
         self._settings = settings
         self._now = now
-        # Fanouts, and what must know that nobody is registered, wait for news of their topic that is under way.
-        self._held: dict[Topic, list[Outgoing]] = {}
         self._closed = False
 
     # For all threads.
@@ -95,11 +95,6 @@ class Client:
 
     # For the loop's thread.
 
-    def news(self, topic: Topic) -> None:
-        """The topic was looked up, or that failed."""
-        for request in self._held.pop(topic, ()):
-            self._sender.submit(request, self._now())
-
     def gone(self, instance: bytes) -> None:
         """The directory no longer has that process."""
         self._sender.gone(instance, self._now())
@@ -115,18 +110,13 @@ class Client:
                 request.waiter.set()
         if sender.waiting:
             self._resolver.watch(self._now())
-        if sender.lost:
-            self._log_lost()
+        if sender.lost or sender.failed:
+            self._log_ends()
 
     def close(self) -> None:
         """End what is pending, and whatever comes from now on."""
         self._closed = True
-        now = self._now()
-        for requests in self._held.values():
-            for request in requests:
-                self._sender.submit(request, now)
-        self._held.clear()
-        self._sender.close(now)
+        self._sender.close(self._now())
         self.settle()
 
     def _submit(self, request: Outgoing) -> None:
@@ -142,10 +132,8 @@ class Client:
             # News that is pushed may be on its way: nobody is said to be there before the directory has said so itself.
             self._resolver.look_up(topic)
             fresh = False
-        if fresh or not strictly:
-            self._sender.submit(request, now)
-        else:
-            self._held.setdefault(topic, []).append(request)
+        # Fanouts, and what must know that nobody is registered, wait for news of their topic that is under way.
+        self._sender.submit(request, now, hold=strictly and not fresh)
 
     def _carry_out(self) -> None:
         sender = self._sender
@@ -161,8 +149,19 @@ class Client:
         while sender.wanted:
             self._connections.want(sender.wanted.popitem()[0])
 
-    def _log_lost(self) -> None:
-        lost, self._sender.lost = self._sender.lost, []
-        causes: Counter[Any] = Counter((request.kind, request.key, reason) for request, reason in lost)
-        for (kind, key, reason), times in causes.items():
-            LOG.error("lost %d %s to %s: %s", times, wire.kind_name(kind), key, reason)
+    def _log_ends(self) -> None:
+        """Those that ended for the same reason are told of in one line."""
+        sender = self._sender
+        failed, sender.failed = sender.failed, []
+        lost, sender.lost = sender.lost, []
+        for level, text, ended in (
+            (logging.INFO, "failed %d %s to %s: %s%s", failed),
+            (logging.ERROR, "lost %d %s to %s: %s%s", lost),
+        ):
+            names: dict[Any, list[str]] = {}
+            for request, reason in ended:
+                names.setdefault((request.kind, request.key, reason), []).append(sender.name(request))
+            for (kind, key, reason), each in names.items():
+                sent = [name for name in each if name]
+                which = f" (messages {', '.join(sent[:_NAMED])}{', ...' if len(sent) > _NAMED else ''})" if sent else ""
+                LOG.log(level, text, len(each), wire.kind_name(kind), key, reason, which)

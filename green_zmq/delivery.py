@@ -80,6 +80,7 @@ class Outgoing:
         "key",
         "key_bytes",
         "kind",
+        "last_id",
         "link",
         "monitor",
         "order",
@@ -131,6 +132,7 @@ class Outgoing:
         self.heard = 0.0
         self.order = 0
         self.id = 0
+        self.last_id = 0
         self.writes = 0
         self.link: Link | None = None
         self.pinned: Link | None = None
@@ -152,15 +154,17 @@ class Link:
     :ivar taken: casts that were accepted and may still be given back, by id.
     :ivar topics: those that the directory listed it in when last asked; if none is left, nobody is to send there any more.
     :ivar busy: addresses at which it refused a request, each with when it may be asked again, and how long it is left alone.
+    :ivar refused: whether it could not be connected to since the connection was lost.
     :ivar trouble: why there is no connection, for the errors of those who wait for one.
     """
 
-    __slots__ = ("busy", "down", "node", "open", "queue", "taken", "topics", "trouble", "up")
+    __slots__ = ("busy", "down", "node", "open", "queue", "refused", "taken", "topics", "trouble", "up")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.up = False
         self.down = False
+        self.refused = False
         self.queue: deque[Outgoing] = deque()
         self.open: dict[int, Outgoing] = {}
         self.taken: dict[int, Outgoing] = {}
@@ -240,6 +244,7 @@ class Sender:
     :ivar doubtful: nodes whose connection was lost: does the directory still have them?
     :ivar waiting: requests that wait for a server, by address; only to be looked at.
     :ivar finished: requests whose caller can go on: ``error`` or ``outcome`` (a reply or failure, None after a cast).
+    :ivar failed: (request, reason) of those whose caller gets an error.
     :ivar lost: (request, reason) of messages that were lost without an error for anybody.
     """
 
@@ -254,6 +259,7 @@ class Sender:
         self.lookups: dict[Topic, None] = {}
         self.doubtful: list[Node] = []
         self.finished: list[Outgoing] = []
+        self.failed: list[tuple[Outgoing, str]] = []
         self.lost: list[tuple[Outgoing, str]] = []
         self._limits = limits
         self._ids = itertools.count(1)
@@ -262,6 +268,7 @@ class Sender:
         self._routes: dict[Key, _Route] = {}
         self._requests: dict[Outgoing, None] = {}
         self.waiting: dict[Key, deque[Outgoing]] = {}
+        self._held: dict[Topic, dict[Outgoing, None]] = {}
         self._draining: dict[Key, Outgoing] = {}
         self._busy: dict[Link, None] = {}
         self._outbox: dict[Outgoing, None] = {}
@@ -270,8 +277,11 @@ class Sender:
 
     # What the owner tells.
 
-    def submit(self, request: Outgoing, now: float) -> None:
-        """Take a request on; it ends in ``finished``, at once where nothing is to be waited for."""
+    def submit(self, request: Outgoing, now: float, *, hold: bool = False) -> None:
+        """Take a request on; it ends in ``finished``, at once where nothing is to be waited for.
+
+        :param hold: news of its topic is under way, and it is to have that: a fanout, or what fails when nobody is there.
+        """
         limits = self._limits
         if request.kind == CALL:
             request.deadline += now
@@ -284,7 +294,9 @@ class Sender:
         request.order = next(self._orders)
         self._requests[request] = None
         self.due = min(self.due, request.due())
-        if request.kind == CAST and not request.required and (request.key in self.waiting or request.key in self._draining):
+        if hold:
+            self._held.setdefault(Topic(*request.key[:2]), {})[request] = None
+        elif request.kind == CAST and not request.required and (request.key in self.waiting or request.key in self._draining):
             self._wait(request)  # in order behind those that wait already
         else:
             self._route(request, now)
@@ -312,7 +324,7 @@ class Sender:
 
     def connected(self, link: Link, now: float) -> None:
         """The connection stands: whatever is open with that instance is written again, in order, before anything new."""
-        link.up, link.down = True, False
+        link.up, link.down, link.refused = True, False, False
         for request in [*link.taken.values(), *link.open.values()]:
             self.counts["requests written again"] += 1
             self._write(request, link, now)
@@ -321,6 +333,7 @@ class Sender:
 
     def disconnected(self, link: Link, now: float) -> None:
         """The connection was lost, or could not be made."""
+        link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
         queued = list(link.queue)
@@ -343,8 +356,8 @@ class Sender:
         :param taken_over: it is known because another process answers at its address.
         """
         link = self._links.get(instance)
-        if link is not None and link.up and not taken_over:
-            return  # it is back: only its own answers are certain, not what somebody knew before
+        if link is not None and not taken_over and (link.up or not (link.refused or link.idle)):
+            return  # it is back, or may be in a moment: what the directory says is not certain enough to give anything up
         self._discard(instance, None)
         if link is None:
             return
@@ -383,6 +396,7 @@ class Sender:
         """The directory has answered for this topic, and the table has it."""
         self._directory_error = ""
         self._forget_routes(topic)
+        self._release(topic, now)
         for key in [k for k in self.waiting if k[:2] == topic]:
             for request in [r for r in self.waiting.get(key, ()) if r.required or r.kind == FANOUT]:
                 self._unwait(request)
@@ -403,9 +417,10 @@ class Sender:
         self.table.forget(topic)
         self._forget_routes(topic)
 
-    def not_looked_up(self, topic: Topic, reason: str) -> None:
+    def not_looked_up(self, topic: Topic, reason: str, now: float) -> None:
         """The directory did not answer. Calls that need it end at once; casts wait, as they would for a server."""
         self._directory_error = reason
+        self._release(topic, now)
         if topic in self.table:
             return
         for key in [k for k in self.waiting if k[:2] == topic]:
@@ -464,12 +479,23 @@ class Sender:
         """Messages that no caller waits for and that no server has taken yet."""
         return len(self._outbox)
 
+    def name(self, request: Outgoing) -> str:
+        """What its receiver calls it; empty if it was never sent."""
+        id = request.id or request.last_id
+        return wire.message_name(self.instance, id) if id else ""
+
     # Decisions.
+
+    def _release(self, topic: Topic, now: float) -> None:
+        """What was held for news of that topic has it, or must do with what is known."""
+        for request in self._held.pop(topic, ()):
+            self._route(request, now)
 
     def _route(self, request: Outgoing, now: float) -> None:
         """Give the request to a server, or let it wait for one."""
         route = self._routes.get(request.key) or self._find(request.key)
-        if route is None:
+        if route is None:  # it may have been forgotten since the request was made
+            self.lookups[Topic(*request.key[:2])] = None
             self._wait(request)
         elif not route.links:
             self._no_server(request)
@@ -639,15 +665,19 @@ class Sender:
         self.due = min(self.due, link.refuse(request.key, now))
         self._busy[link] = None
         if kind != wire.BUSY:
-            if request.pinned is not None:  # it has left the topic: fanout has nothing to do there
+            if request.pinned is not None:
                 request.link = None
-                self._settle(request)
+                if request.deadline <= now:
+                    self._lose(request, f"its time to live has run out; {link.node} did not begin it", None)
+                else:  # it has left the topic: fanout has nothing to do there
+                    self._settle(request)
                 return
             self._discard(link.node.instance, request.key)
         self._again(request, now)
 
     def _again(self, request: Outgoing, now: float) -> None:
         """Give a request that was not run to a server."""
+        request.last_id = request.id or request.last_id
         request.id = 0
         request.link = None
         if request.pinned is not None:
@@ -674,6 +704,8 @@ class Sender:
             queue.remove(request)
             if not queue:
                 del self.waiting[request.key]
+        elif self._held:
+            self._held.get(Topic(*request.key[:2]), {}).pop(request, None)
 
     def _pump_all(self, now: float) -> None:
         for key in list(self.waiting):
@@ -742,6 +774,7 @@ class Sender:
 
     def _keep(self, request: Outgoing) -> None:
         request.released = True
+        request.required = False  # whom it would be an error for has gone on
         self._outbox[request] = None
         self._outbox_bytes += request.size
 
@@ -751,6 +784,10 @@ class Sender:
             self.counts["messages lost"] += 1
             self.lost.append((request, reason))
         else:
+            self.counts[f"messages failed: {type(error).__name__}"] += 1
+            self.failed.append((request, reason))
+            if name := self.name(request):
+                error.args = (f"{error} (message {name})",)
             request.error = error
         self._settle(request)
         self._finish(request)

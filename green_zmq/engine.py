@@ -23,11 +23,14 @@ from green_zmq.executors.base import Model
 from green_zmq.loop import Loop, contexts
 from green_zmq.resolver import Resolver
 from green_zmq.router import Router
-from green_zmq.routing import Node, Table, Topic
+from green_zmq.routing import Node, Table
 from green_zmq.server import Server
 
 # While it closes, an engine looks this often whether its outbox is empty.
 _LOOK: Final = 0.02
+# Who has listened stays so long after nobody finds it any more, and goes on refusing what comes: it was sent by who did not
+# know that yet, and goes to others. Only a connection that is lost without an answer would leave that in doubt.
+_STAY: Final = 0.1
 # What withdrawing from the directory, and sending the last replies, may take beyond the linger time.
 _WITHDRAW: Final = 1.0
 
@@ -45,13 +48,14 @@ class Engine:
         self._router = router
         self._sender = sender = Sender(self.instance, settings.limits, Table())
         self._receiver = Receiver(self.instance)
-        self._resolver = Resolver(asker, sender, settings, now, self._gone, self._news)
+        self._resolver = Resolver(asker, sender, settings, now, self._gone)
         self._connections = Connections(loop, sender, settings, now)
         self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
         self.server = Server(loop, self._receiver, router, self._resolver, settings, now)
         self.server.figures = self.counts
         self._close_by = inf
         self._withdrawing = False
+        self._stay_until = inf
         self.over = False
         loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self]
         loop.settle = self._settle
@@ -87,15 +91,17 @@ class Engine:
         late = self._close_by <= now
         if not self._withdrawing and (late or not self._sender.pending):
             self._withdrawing = True
-            self._resolver.withdraw(self._finish)
-        elif late and self._close_by + _WITHDRAW <= now:
-            self._finish(None)
+            self._resolver.withdraw(self._withdrawn)
+        else:
+            stayed = self._stay_until <= now and (late or self.server.refused_at + _STAY <= now)
+            if stayed or (late and self._close_by + _WITHDRAW <= now):
+                self._finish()
         self.due = inf if self.over else now + _LOOK
 
     def _settle(self) -> None:
         """At the end of each round of the loop: most often one side has something to do, or neither."""
         sender, receiver = self._sender, self._receiver
-        if sender.undone or sender.finished or sender.waiting or sender.lost:
+        if sender.undone or sender.finished or sender.waiting or sender.lost or sender.failed:
             self.client.settle()
         if receiver.writes or receiver.acks:
             self.server.settle()
@@ -105,7 +111,14 @@ class Engine:
             self.due = self._now()
             self._close_by = self.due + self._settings.linger
 
-    def _finish(self, _: object) -> None:
+    def _withdrawn(self, _: object) -> None:
+        if self.server.node is None:
+            self._finish()
+        else:
+            self.server.leave()
+            self._stay_until = self._now() + _STAY
+
+    def _finish(self) -> None:
         if not self.over:
             self.over = True
             self.due = inf
@@ -117,9 +130,6 @@ class Engine:
 
     def _gone(self, node: Node) -> None:
         self.client.gone(node.instance)
-
-    def _news(self, topic: Topic) -> None:
-        self.client.news(topic)
 
     def _crashed(self) -> None:
         self.over = True

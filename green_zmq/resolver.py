@@ -40,10 +40,7 @@ def _forget(topic: Topic, directory: Directory) -> None:
 
 
 class Resolver:
-    """
-    :param gone: called with a node that the directory no longer has.
-    :param news: called with a topic after it was looked up, whether that went well or not.
-    """
+    """:param gone: called with a node that the directory no longer has."""
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class Resolver:
         settings: Settings,
         now: Callable[[], float],
         gone: Callable[[Node], None],
-        news: Callable[[Topic], None],
     ) -> None:
         self.due = inf
         self.counts: Counter[str] = Counter()
@@ -63,7 +59,6 @@ class Resolver:
         self._settings = settings
         self._now = now
         self._gone = gone
-        self._news = news
         self._directory: Directory | None = None
         self._checked = 0.0
         self._stale: dict[Topic, None] = {}
@@ -191,17 +186,15 @@ class Resolver:
             self._stale.update(dict.fromkeys(news))
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
-        asked = self._asked.pop(topic)
+        asked, now = self._asked.pop(topic), self._now()
         if isinstance(answer, DirectoryError):
             self._stale[topic] = None
-            self._sender.not_looked_up(topic, str(answer))
+            self._sender.not_looked_up(topic, str(answer), now)
         else:
-            now = self._now()
             if len(answer) >= _MANY:
                 self._again_at[topic] = now + _PAUSE * (now - asked)
             self._table.update(topic, answer)
             self._sender.looked_up(topic, now)
-        self._news(topic)
 
     def _opened(self, directory: Directory) -> None:
         self._directory = directory

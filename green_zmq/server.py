@@ -40,7 +40,7 @@ class Incoming(base.RpcIncomingMessage):
     """A message on its way through an oslo.messaging server. Its methods are called in that server's workers."""
 
     def __init__(self, listener: Listener, record: Record, codec: int, ctxt: Any, message: Any) -> None:
-        super().__init__(ctxt, message, f"{record.sender.hex()}.{record.id}")
+        super().__init__(ctxt, message, wire.message_name(record.sender, record.id))
         self.client_timeout = record.monitor
         self.record = record
         self._listener = listener
@@ -147,6 +147,7 @@ class Listener(base.Listener):
 class Server:
     """The receiving side of a process: one ROUTER, and its listeners.
 
+    :ivar refused_at: when somebody last sent something to an address that nobody listens at.
     :ivar figures: tells what this process has counted, for whoever asks over the wire.
     """
 
@@ -162,6 +163,7 @@ class Server:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.node: Node | None = None
+        self.refused_at = -inf
         self.figures: Callable[[], dict[str, int]] = dict
         self._closed = False
         self._loop = loop
@@ -237,10 +239,14 @@ class Server:
                 listener.hand_over(now)
             self.due = min(self.due, listener.due)
 
-    def close(self, linger: float) -> None:
+    def leave(self) -> None:
+        """Nobody finds this process any more: what still comes is refused."""
         self._closed = True
         for listener in self._all():
             self._stopped(listener, lambda _: None)
+
+    def close(self, linger: float) -> None:
+        self.leave()
         self.settle()
         self._router.close(linger)
 
@@ -297,11 +303,12 @@ class Server:
         then(None)
 
     def _give_back(self, listener: Listener, incoming: Incoming) -> None:
-        self._receiver.refuse(incoming.record, wire.GIVEN_BACK)
+        self._refuse(incoming.record, wire.GIVEN_BACK)
         writes, self._receiver.writes = self._receiver.writes, []
         written = [self._router.write(route, frames) for route, frames in writes]
         if not any(written) and incoming.record.kind == wire.CAST:
-            # Its sender is not there to take it back, so it is run here after all.
+            # Its sender is not there to take it back, so it is run here after all; and that is what it is told if it returns.
+            self._receiver.accept(incoming.record, self._now())
             callback = listener.on_incoming_callback
             if callback is not None:
                 listener.unbegun[incoming] = True
@@ -352,13 +359,16 @@ class Server:
         """Give a new request to a listener of its address, in turn; a fanout to all of them."""
         listeners = self._listeners.get(record.key)
         if not listeners:
-            self._receiver.refuse(record, wire.NOT_HERE)
+            self.refused_at = now
+            self._refuse(record, wire.NOT_HERE)
             return
         chosen = self._choose(listeners, record.kind)
         if not chosen:
-            self._receiver.refuse(record, wire.BUSY)
+            self._refuse(record, wire.BUSY)
             return
         self._receiver.accept(record, now)
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("took message %s to %s", wire.message_name(record.sender, record.id), record.key)
         for listener in chosen:
             try:
                 ctxt, message = wire.decode_body(request.body, request.codec, self._loop.model.pause)
@@ -369,6 +379,11 @@ class Server:
                 return
             listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
             self.due = min(self.due, listener.due)
+
+    def _refuse(self, record: Record, kind: int) -> None:
+        name = wire.message_name(record.sender, record.id)
+        LOG.debug("refused message %s to %s: %s", name, record.key, wire.kind_name(kind))
+        self._receiver.refuse(record, kind)
 
     def _choose(self, listeners: deque[Listener], kind: int) -> Sequence[Listener]:
         """The listeners that are to take a message: for a fanout all or none, else one that has room, in turn."""
@@ -397,7 +412,7 @@ class Server:
     def _too_late(self, record: Record) -> None:
         """It was not begun in time, and its sender is to know."""
         if record.running and not record.forgotten:
-            self._receiver.refuse(record, wire.GIVEN_BACK)
+            self._refuse(record, wire.GIVEN_BACK)
 
     def _hand_over(self, listener: Listener) -> None:
         listener.hand_over(self._now())

@@ -118,6 +118,11 @@ def kind_name(kind: int) -> str:
     return _NAMES.get(kind, f"kind {kind}")
 
 
+def message_name(sender: bytes, id: int) -> str:
+    """How a message is called in the errors and logs of both sides. It has another id with each server it is sent to."""
+    return f"{sender[:4].hex()}.{id}"
+
+
 def encode_key(key: Key) -> bytes:
     """The address as bytes: each part as UTF-8 behind its length.
 

@@ -173,7 +173,7 @@ class World:
 
     def look_up(self, topic: Topic) -> None:
         if self.directory is not None:
-            self.sender.not_looked_up(topic, self.directory)
+            self.sender.not_looked_up(topic, self.directory, self.now)
         else:
             self.table.update(topic, self.entries(topic))
             self.sender.looked_up(topic, self.now)
@@ -246,6 +246,7 @@ class World:
         self.sender.finished = []
         self.lost += self.sender.lost
         self.sender.lost = []
+        self.sender.failed = []
 
     def kill(self, server: Server) -> None:
         server.alive = server.listed = server.listening = False
@@ -467,6 +468,7 @@ def test_timeout_says_that_the_directory_has_not_answered(world: World) -> None:
     world.sender.lookups.clear()
     world.now += 5
     world.tick()
+    world.sender.lookups.clear()
     world.take_results()
     assert "directory has not answered" in call_error(world, call)
     assert_clean(world)
@@ -597,11 +599,29 @@ def test_call_that_was_accepted_ends_at_once_when_its_server_is_gone(world: Worl
     link = world.link(server)
     world.kill(server)
     world.cut(link)
+    world.retry(link)
     world.settle()
     assert isinstance(call.error, ServerGone)
     assert isinstance(call.error, MessagingTimeout)
     assert call.error.server == "dead (pid 5000, tcp://127.0.0.1:5000)"
     assert "accepted" in str(call.error)
+    assert_clean(world)
+
+
+def test_server_that_the_directory_lost_is_not_given_up_before_it_was_tried(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    call = world.send()
+    world.advance(0.1)
+    server.listed = False
+    world.cut(world.link(server))
+    world.sender.gone(server.instance, world.now)
+    world.settle()
+    assert call.error is None
+    server.answers = True
+    world.settle()
+    assert call.outcome is not None
+    world.advance(1)
     assert_clean(world)
 
 
@@ -614,6 +634,7 @@ def test_call_that_was_sent_ends_with_what_is_known(world: World) -> None:
     world.kill(server)
     other.listed = True
     world.cut(link)
+    world.retry(link)
     world.settle()
     assert isinstance(call.error, ServerGone), "it may have run, so it must not go to another server"
     assert "whether it ran is not known" in str(call.error)
@@ -643,6 +664,7 @@ def test_cast_that_was_accepted_is_reported_when_its_server_is_gone(world: World
     link = world.link(server)
     world.kill(server)
     world.cut(link)
+    world.retry(link)
     world.settle()
     ((lost, reason),) = world.lost
     assert lost is cast
@@ -660,6 +682,7 @@ def test_cast_that_was_sent_is_reported_when_its_server_is_gone(world: World, re
     link = world.link(server)
     world.kill(server)
     world.cut(link)
+    world.retry(link)
     world.settle()
     assert cast in world.finished
     if retry is None:
@@ -1296,6 +1319,7 @@ def test_lost_head_of_the_outbox_does_not_stop_those_behind_it(world: World) -> 
     link = world.link(server)
     world.kill(server)
     world.cut(link)
+    world.retry(link)
     world.settle()
     assert [request for request, _ in world.lost] == casts[:1]
     world.server("lives")
@@ -1671,15 +1695,21 @@ def test_required_with_nobody_fails_at_once_although_others_wait(world: World, k
     assert isinstance(request.error, MessageUndeliverable)
 
 
-def test_required_that_outlived_its_caller_is_not_lost_in_silence(world: World) -> None:
-    world.submit(CAST, required=True)
+def test_required_that_outlived_its_caller_is_kept_for_whoever_appears(world: World) -> None:
+    cast = world.submit(CAST, required=True)
     world.sender.lookups.clear()  # a directory that takes long
     world.now += 1.5
     world.tick()
     world.look_up(TOPIC)
     world.take_results()
-    (cast,) = world.finished
-    assert cast.error is not None or [request for request, _ in world.lost] == [cast]
+    assert world.finished == [cast]
+    assert cast.error is None
+    world.server()
+    world.look_up(TOPIC)
+    world.settle()
+    assert world.executed(cast) == 1
+    world.advance(1)
+    assert_clean(world)
 
 
 @pytest.mark.parametrize("kind", [CALL, CAST, FANOUT])
@@ -1865,6 +1895,66 @@ def test_close_tells_what_was_left_in_the_outbox(world: World) -> None:
     assert lost is cast
     assert "closed" in reason
     assert world.sender.pending == 0
+
+
+def test_topic_that_is_unknown_is_asked_for_by_whoever_needs_it(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    world.send(timeout=900.0)
+    world.sender.forget(TOPIC)
+    server.window = 0
+    world.kill(server)
+    world.sender.lookups.clear()
+    link = world.link(server)
+    world.conn(server).down.append(wire.encode_answer(BUSY, server.instance, (1,)))
+    world.deliver_down(world.conn(server))
+    assert link.idle
+    assert list(world.sender.lookups) == [TOPIC]
+
+
+def test_fanout_that_was_not_begun_in_time_is_not_lost_in_silence() -> None:
+    world = World(Limits(time_to_live=5.0))
+    server = world.server()
+    server.answers = False
+    world.send(FANOUT)
+    world.now += 6
+    server.begin()
+    world.settle()
+    ((_, reason),) = world.lost
+    assert "did not begin it" in reason
+    assert str(server.node) in reason
+    world.advance(10)
+    assert_clean(world)
+
+
+@pytest.mark.parametrize("kind", [CALL, FANOUT])
+def test_held_for_news_ends_in_time_all_the_same(world: World, kind: int) -> None:
+    world.look_up(TOPIC)
+    request = Outgoing(kind, ANY, wire.JSON, [b"1"], timeout=0.5, required=kind == CALL)
+    world.sender.submit(request, world.now, hold=True)
+    world.sender.lookups.clear()
+    world.now += 1.5
+    world.tick()
+    world.take_results()
+    assert request in world.finished
+    assert (kind == CALL) == isinstance(request.error, MessagingTimeout)
+
+
+def test_held_for_news_has_the_news(world: World) -> None:
+    world.look_up(TOPIC)
+    request = Outgoing(CALL, ANY, wire.JSON, [b"1"], timeout=9.0, required=True)
+    world.server()
+    world.sender.submit(request, world.now, hold=True)
+    world.settle()
+    assert request.outcome is not None
+    gone = Outgoing(CALL, ANY, wire.JSON, [b"2"], timeout=9.0, required=True)
+    world.servers[0].listed = False
+    world.sender.submit(gone, world.now, hold=True)
+    world.look_up(TOPIC)
+    world.settle()
+    assert isinstance(gone.error, MessageUndeliverable)
+    world.advance(1)
+    assert_clean(world)
 
 
 # Promise 9: nothing grows.

@@ -130,7 +130,7 @@ def leftovers(url: str, tag: str = "") -> dict[str, int]:
         "open": sum(len(link.open) for link in links),
         "queued": sum(len(link.queue) for link in links),
         "taken": sum(len(link.taken) for link in links),
-        "held": len(engine.client._held),
+        "held": len(sender._held),
         "mailbox": len(engine._loop._mailbox),
         "reply bytes": engine._receiver._reply_bytes,
         "unanswered": len(engine._receiver._unanswered),
