@@ -78,6 +78,10 @@ _INLINE: Final = 1 << 16
 
 # What a message may have on the wire beyond its body: the header and the address.
 OVERHEAD: Final = 1 << 18
+# How deep values of MessagePack's extensions (sets, dates, ...) may lie in one another.
+_EXTENSIONS: Final = 8
+# What an error says of a stranger's bytes, characters: it is logged, and answered.
+_QUOTED: Final = 300
 
 
 class Key(NamedTuple):
@@ -282,6 +286,23 @@ def decode_answer(frames: Sequence[bytes]) -> Answer:
 
 _decode_usual_key = functools.lru_cache(maxsize=4096)(_decode_any_key)
 
+
+class _TooDeep(msgpackutils.HandlerRegistry):
+    def get(self, identity: int) -> Any:
+        raise ValueError(f"its extensions are nested too deep (the last is of type {identity})")
+
+
+def _extensions(depth: int) -> msgpackutils.HandlerRegistry:
+    """The usual ones, so many levels deep: each takes 40 KiB of the C stack, and a process that has none left is killed."""
+    inner = _extensions(depth - 1) if depth else _TooDeep()
+    registry = msgpackutils.HandlerRegistry()
+    for handler in msgpackutils.default_registry:
+        registry.register(handler.copy(inner) if hasattr(handler, "copy") else handler, reserved=True)
+    return registry
+
+
+_registry = _extensions(_EXTENSIONS - 1)
+
 # One encoder for all: json.dumps() with any keyword makes a new one at every call.
 _json_encode = json.JSONEncoder(default=jsonutils.to_primitive, separators=(",", ":")).encode
 _json_decode = json.JSONDecoder().decode
@@ -301,9 +322,9 @@ def _decode_document(raw: bytes, codec: int) -> Any:
         if codec == JSON:
             return _json_decode(raw.decode())
         if codec == MSGPACK:
-            return msgpackutils.loads(raw)
+            return msgpackutils.loads(raw, _registry)
     except Exception as error:  # msgpack raises a dozen kinds, its extensions whatever they like
-        raise WireError(f"the body of a message cannot be decoded: {error}") from error
+        raise WireError(f"the body of a message cannot be decoded: {str(error)[:_QUOTED]}") from error
     raise WireError(f"the body of a message is in the unknown codec {codec}")
 
 

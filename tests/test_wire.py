@@ -8,12 +8,14 @@ import copy
 import datetime
 import struct
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oslo_serialization import msgpackutils
 
 from green_zmq import wire
 from green_zmq.errors import Unserializable, WireError, WireVersionError
@@ -558,6 +560,35 @@ def test_random_msgpack_extensions(type_: int, data: bytes) -> None:
     for frames in ([raw], [b"\x80", raw], [raw, b"\x91\x92\x91\x00\x01", b"x"]):
         with contextlib.suppress(WireError):
             wire.decode_body(frames, MSGPACK, no_pause)
+
+
+def nested(levels: int, type_: int) -> bytes:
+    """Extensions in one another: sets, or what else is made of a document."""
+    raw = b"\x90"
+    for _ in range(levels):
+        raw = b"\x91" + struct.pack("!BIb", 0xC9, len(raw), type_) + raw
+    return raw
+
+
+@pytest.mark.parametrize("type_", [1, 4, 5, 6, 7])
+def test_msgpack_extensions_that_are_nested_deep(type_: int) -> None:
+    """Each level takes so much of the C stack that without a limit a small message ends the process."""
+    for levels in (9, 200, 2000, 20_000):
+        with pytest.raises(WireError):
+            wire.decode_body([nested(levels, type_)], MSGPACK, no_pause)
+
+
+def test_values_with_msgpack_extensions_come_back() -> None:
+    day = datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=zoneinfo.ZoneInfo("UTC"))
+    value = {"day": day, "set": {1, frozenset({day, uuid.UUID(int=5)})}, "date": datetime.date(2024, 1, 2)}
+    assert there_and_back(value, MSGPACK) == value
+
+
+def test_what_an_error_says_of_a_body_is_short() -> None:
+    raw = msgpackutils.msgpack.packb("no address" * 10_000)
+    with pytest.raises(WireError) as caught:
+        wire.decode_body([struct.pack("!BIb", 0xC9, len(raw), 3) + raw], MSGPACK, no_pause)
+    assert len(str(caught.value)) < 500
 
 
 def test_printing_a_key_names_everything() -> None:
