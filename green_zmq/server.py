@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 # Messages handed to an executor ahead of those whose processing has begun: as many as it has workers by default.
 _HANDED: Final = 64
+# A caller that wants to hear heartbeats more rarely hears them this often, in seconds: so soon ends what watches its call.
+_MONITOR_MOST: Final = 60.0
 
 
 class Revoked(MessagingException):
@@ -41,7 +43,7 @@ class Incoming(base.RpcIncomingMessage):
 
     def __init__(self, listener: Listener, record: Record, codec: int, ctxt: Any, message: Any) -> None:
         super().__init__(ctxt, message, wire.message_name(record.sender, record.id))
-        self.client_timeout = record.monitor
+        self.client_timeout = None if record.monitor is None else min(record.monitor, _MONITOR_MOST)
         self.record = record
         self._listener = listener
         self._codec = codec
@@ -74,6 +76,9 @@ class Incoming(base.RpcIncomingMessage):
             server.reply(self.record, wire.FAILURE, codec, serialize_remote_exception((type(reason), reason, None)))
 
     def heartbeat(self) -> None:
+        """:raises Revoked: the call is over. That ends oslo.messaging's watchdog of a call for which it found no method."""
+        if not self.record.running:
+            raise Revoked(f"Message {self.msg_id} is not being processed any more.")
         self._listener.server.heartbeat(self.record)
 
 

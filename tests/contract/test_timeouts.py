@@ -120,6 +120,16 @@ def test_monitor_long_call(client: Worker, server: Worker, url: str, topic: str)
 
 
 @pytest.mark.rotated
+def test_nothing_is_left_of_a_monitored_call_that_finds_no_method(client: Worker, server: Worker, url: str, topic: str) -> None:
+    """Oslo.messaging's own watchdog of it would otherwise run for ever."""
+    server.run("serve", url=url, topic=topic)
+    for _ in range(3):
+        with pytest.raises(Raised, match="NoSuchMethod"):
+            client.run("call", url=url, topic=topic, method="no_such_method", timeout=20, monitor=2)
+    wait_until(lambda: not [name for name in server.run("threads") if "watchdog" in name])
+
+
+@pytest.mark.rotated
 def test_the_absence_of_heartbeats_ends_a_monitored_call(
     client: Worker, server_model: str, start: Callable[[str], Worker], directory: Directory, topic: str
 ) -> None:
