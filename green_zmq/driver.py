@@ -14,6 +14,7 @@ from oslo_messaging.transport import TransportURL
 
 from green_zmq import config, directory, executors, wire
 from green_zmq.engine import Engine, make_engine
+from green_zmq.errors import WireError
 from green_zmq.server import Listener
 from green_zmq.wire import Key
 
@@ -69,7 +70,7 @@ class ZmqDriver(base.BaseDriver):
             return None
         value = wire.decode_body(answer.body, answer.codec, self._model.pause)
         if answer.kind == wire.FAILURE:
-            raise deserialize_remote_exception(value, self._allowed_remote_exmods)
+            raise self._failure(value)
         return value
 
     def send_notification(
@@ -97,6 +98,17 @@ class ZmqDriver(base.BaseDriver):
     def counts(self) -> dict[str, int]:
         """What this transport has counted since it was first used."""
         return {} if self._engine is None else self._engine.counts()
+
+    def _failure(self, value: Any) -> Exception:
+        """The exception of a call.
+
+        :raises WireError: it is none: oslo.messaging would raise whatever it stumbles over.
+        """
+        try:
+            failure: Exception = deserialize_remote_exception(value, self._allowed_remote_exmods)
+        except Exception as error:
+            raise WireError(f"A call has failed, and its exception cannot be made out: {error!r:.200}") from error
+        return failure
 
     def _running(self) -> Engine:
         engine = self._engine
