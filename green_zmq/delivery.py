@@ -265,6 +265,8 @@ class Sender:
         self._ids = itertools.count(1)
         self._orders = itertools.count()
         self._links: dict[bytes, Link] = {}
+        # Instances at whose address another one answers, for a moment: the directory may have them all the same.
+        self._displaced: dict[bytes, tuple[float, Link]] = {}
         self._routes: dict[Key, _Route] = {}
         self._requests: dict[Outgoing, None] = {}
         self.waiting: dict[Key, deque[Outgoing]] = {}
@@ -371,6 +373,8 @@ class Sender:
         link.queue.clear()
         link.open.clear()
         link.taken.clear()
+        if taken_over:
+            self._displace(link, {request.key for request in [*queued, *sent]}, now)
         for request in taken:
             self.counts["messages lost"] += 1
             self.lost.append((request, f"{link.node} had accepted it and is gone"))
@@ -457,8 +461,11 @@ class Sender:
                 self.counts["messages lost"] += 1
                 self.lost.append((link.taken.pop(id), f"{link.node} accepted it and has not said that it began it"))
             self.due = min([self.due, *[request.deadline for request in link.taken.values()]])
+        for instance in [instance for instance, (until, _) in self._displaced.items() if until <= now]:
+            del self._displaced[instance]
         self.due = min(
             self.due,
+            min((until for until, _ in self._displaced.values()), default=inf),
             min((request.due() for request in self._requests), default=inf),
             min((link.next_free(now) for link in self._busy), default=inf),
         )
@@ -537,7 +544,17 @@ class Sender:
         link = self._links.get(node.instance)
         if link is None:
             link = self._links[node.instance] = Link(node)
+            if node.instance in self._displaced:
+                link.busy = self._displaced.pop(node.instance)[1].busy
+                link.trouble = "another process or version answers at its address"
+                self._busy.add(link)
         return link
+
+    def _displace(self, link: Link, keys: set[Key], now: float) -> None:
+        """Another process answers there: a directory that is behind must not send us there again and again."""
+        until = now + 2 * BUSY_MOST
+        self._displaced[link.node.instance] = (until, link)
+        self.due = min([self.due, until, *[link.refuse(key, now) for key in keys]])
 
     def _discard(self, instance: bytes, key: Key | None) -> None:
         for topic in self.table.discard(instance, key):
@@ -835,7 +852,8 @@ class Sender:
         if all(node.wire != wire.VERSION for node in nodes):
             return f"its servers speak another version of the wire protocol than ours, {wire.VERSION}: {nodes[0]}"
         links = [self._links[node.instance] for node in nodes if node.instance in self._links]
-        if any(link.busy[request.key][0] + BUSY_MOST > now for link in links if request.key in link.busy):
+        refused = [link for link in links if request.key in link.busy and not link.trouble]
+        if any(link.busy[request.key][0] + BUSY_MOST > now for link in refused):
             return "all its servers are busy: " + ", ".join(map(str, nodes))
         return _unreached(links) if links else "no connection to " + ", ".join(map(str, nodes))
 

@@ -723,6 +723,7 @@ def test_wrong_instance_after_two_connections_does_not(world: World) -> None:
     world.settle()
     assert isinstance(call.error, ServerGone)
     assert world.executed(call) == 0
+    world.advance(3)
     assert_clean(world)
 
 
@@ -1409,6 +1410,37 @@ def test_directory_that_is_behind_does_not_make_a_storm(world: World) -> None:
     world.look_up(TOPIC)
     world.advance(2)
     assert call.outcome is not None
+
+
+def test_stranger_at_the_address_of_a_server_that_the_directory_has_does_not_make_a_storm(world: World) -> None:
+    server = world.server("old")
+    world.kill(server)
+    server.listed = True
+    stranger = world.server("new", port=server.node.port, topics=())
+    stranger.listed = False
+    call = world.send(timeout=20.0)
+    for _ in range(100):
+        world.look_up(TOPIC)
+        world.settle()
+        world.advance(0.1)
+    assert 10 <= world.sender.counts["answers wrong_instance"] < 40
+    stranger.alive = False
+    server.alive = server.listening = True
+    world.advance(2)
+    assert call.outcome is not None
+    world.send(timeout=1.0)
+    stranger.alive = True
+    server.alive = False
+    world.cut(world.link(server))
+    call = world.send(timeout=5.0)
+    world.look_up(TOPIC)
+    world.advance(6)
+    assert "another process or version answers at its address" in call_error(world, call)
+    world.server("other")
+    world.look_up(TOPIC)
+    assert world.send().outcome is not None
+    world.advance(3)
+    assert_clean(world)
 
 
 def test_given_back_calls_go_to_another_server(world: World) -> None:
