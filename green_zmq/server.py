@@ -341,7 +341,7 @@ class Server:
         try:
             request = wire.decode_request(frames[1:])
         except WireVersionError as error:
-            self._refuse_frames(f"requests of wire version {error.version}", error)
+            self._refuse_frames("requests of wire version", error, f" {error.version}")
             self._router.write(route, wire.encode_answer(wire.WRONG_VERSION, self._receiver.instance, ()))
             return
         except WireError as error:
@@ -425,10 +425,10 @@ class Server:
     def _reply(self, result: tuple[Record, int, int, list[bytes]]) -> None:
         self._receiver.reply(*result)
 
-    def _refuse_frames(self, what: str, error: Exception) -> None:
-        """Counted, and logged once a minute."""
-        self.counts[what] += 1
+    def _refuse_frames(self, what: str, error: Exception, which: str = "") -> None:
+        """Counted, and logged once a minute, whichever it is."""
+        self.counts[what + which] += 1
         now = self._now()
         if self._complained.get(what, -inf) + 60 <= now:
             self._complained[what] = now
-            LOG.warning("dropped a message (%s, %d so far): %s", what, self.counts[what], error)
+            LOG.warning("dropped a message (%s%s, %d so far): %s", what, which, self.counts[what + which], error)
