@@ -32,6 +32,12 @@ LOG = logging.getLogger(__name__)
 _HANDED: Final = 64
 # A caller that wants to hear heartbeats more rarely hears them this often, in seconds: so soon ends what watches its call.
 _MONITOR_MOST: Final = 60.0
+# The most of a reason why there is no reply, characters.
+_REASON: Final = 1000
+
+
+class _TooLargeForCaller(MessageTooLarge):
+    pass
 
 
 class Revoked(MessagingException):
@@ -70,10 +76,13 @@ class Incoming(base.RpcIncomingMessage):
         except TransportClosed:
             LOG.error("the reply to request %s cannot be sent: the transport was closed", self.msg_id)
         except Exception as error:
-            # The caller is not left waiting: it gets the reason instead of the reply.
-            LOG.error("the reply to request %s cannot be sent: %s", self.msg_id, error)
-            reason = Unserializable(str(error)) if not isinstance(error, MessageTooLarge) else error
-            server.reply(self.record, wire.FAILURE, codec, serialize_remote_exception((type(reason), reason, None)))
+            # The caller is not left waiting: it gets the reason instead of the reply, however little it takes.
+            text = str(error)[:_REASON]
+            level = logging.DEBUG if isinstance(error, _TooLargeForCaller) else logging.ERROR  # what callers ask is theirs
+            LOG.log(level, "the reply to request %s cannot be sent: %s", self.msg_id, text)
+            reason = MessageTooLarge(text) if isinstance(error, MessageTooLarge) else Unserializable(text)
+            failure = serialize_remote_exception((type(reason), reason, None))
+            server.reply(self.record, wire.FAILURE, codec, failure, limited=False)
 
     def heartbeat(self) -> None:
         """:raises Revoked: the call is over. That ends oslo.messaging's watchdog of a call for which it found no method."""
@@ -199,12 +208,13 @@ class Server:
         if listener.waiting:
             self._loop.post(self._hand_over, listener)
 
-    def reply(self, record: Record, kind: int, codec: int, value: object) -> None:
+    def reply(self, record: Record, kind: int, codec: int, value: object, *, limited: bool = True) -> None:
         body = wire.encode_body(value, codec, self._loop.model.pause)
         size, most = sum(map(len, body)), self._settings.limits.message_bytes
-        if size > most or size > record.most:
-            whose = "" if size > most else " of the caller"
-            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes{whose} allows {min(most, record.most)}.")
+        if limited and size > most:
+            raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {min(most, record.most)}.")
+        if limited and size > record.most:
+            raise _TooLargeForCaller(f"The reply has {size} bytes; max_message_bytes of the caller allows {record.most}.")
         self._loop.post(self._reply, (record, kind, codec, body))
 
     def heartbeat(self, record: Record) -> None:
