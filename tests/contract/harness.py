@@ -57,8 +57,13 @@ def wait_until(condition: Callable[[], Any], limit: float = 20, what: object = "
 class Worker:
     """A process that runs scenarios."""
 
-    def __init__(self, model: str, log: Path, *, patched: bool = True, within: Sequence[str] = ()) -> None:
-        """:param within: a command that runs another one, as ``ip netns exec NAME`` does."""
+    def __init__(
+        self, model: str, log: Path, *, patched: bool = True, within: Sequence[str] = (), options: Sequence[str] = ()
+    ) -> None:
+        """
+        :param within: a command that runs another one, as ``ip netns exec NAME`` does.
+        :param options: of Python.
+        """
         self.model = model
         self.log = log
         self.used = False
@@ -66,7 +71,7 @@ class Worker:
         self._pending: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self.process = subprocess.Popen(
-            [*within, sys.executable, "-m", "tests.contract.worker", model, *([] if patched else ["--unpatched"])],
+            [*within, sys.executable, *options, "-m", "tests.contract.worker", model, *([] if patched else ["--unpatched"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("ab"),
@@ -147,9 +152,9 @@ class Fleet:
             worker = self._workers[role, model] = Worker(model, self._folder / f"{role}-{model}.log", patched=patched)
         return worker
 
-    def start(self, model: str) -> Worker:
-        """A process for one test, which may stop or kill it."""
-        worker = Worker(model, self._folder / f"lone-{len(self._lone)}-{model}.log")
+    def start(self, model: str, *options: str) -> Worker:
+        """A process for one test, which may stop or kill it; with these options of Python."""
+        worker = Worker(model, self._folder / f"lone-{len(self._lone)}-{model}.log", options=options)
         self._lone.append(worker)
         return worker
 

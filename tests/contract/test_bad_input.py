@@ -5,17 +5,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
-from green_zmq import wire
 from tests.contract.harness import Directory, Raised, Worker, wait_until
 
 Start = Callable[[str], Worker]
@@ -189,113 +185,7 @@ def test_what_cannot_be_serialised_is_refused_where_it_is(client: Worker, server
     assert client.run("call", url=url, topic=topic, method="echo", args={"value": 1}) == 1
 
 
-# What strangers send.
-
-
-def _request(instance: bytes, id: int, key: wire.Key, *body: bytes, kind: int = wire.CALL) -> list[bytes]:
-    return wire.encode_request(
-        kind, instance, b"stranger".ljust(16), id, 1, 5.0, wire.encode_key(key), codec=wire.JSON, body=body
-    )
-
-
-def _bad_messages(instance: bytes, key: wire.Key) -> list[list[bytes]]:
-    header = _request(instance, 1, key)[0]
-    return [
-        [b""],
-        [b"", b"", b""],
-        [b"\x00" * 1000],
-        [os.urandom(200), os.urandom(5000)],
-        [b"gz"],
-        [header[:20]],
-        [header[:-1]],
-        [header + b"x"],
-        [b"gz\x09" + header[3:]],  # of another version
-        [b"gz\x01\x63" + header[4:]],  # of an unknown kind
-        [b"gz\x01\x10" + header[4:]],  # an answer
-        wire.encode_answer(wire.REPLY, instance, (1,), codec=wire.JSON, body=[b"1"]),
-        _request(b"somebody else".ljust(16), 1, key, b"{}"),
-        _request(instance, 1, key),  # without a body
-        _request(instance, 2, key, b"not JSON"),
-        _request(instance, 3, key, b"\xff\xfe"),
-        _request(instance, 4, key, b"[1]"),
-        _request(instance, 5, key, b"null"),
-        _request(instance, 6, key, b'[{}, "no message"]'),
-        _request(instance, 7, key, b'[{}, {"method": null}]', b'[[["x"], 1]]'),
-        _request(instance, 8, key, b'[{}, {"method": "who"}]', b'[[[9, "x"], 1]]', b"piece"),
-        _request(instance, 9, key, b"[" * 100_000),
-        _request(instance, 10, wire.Key("", "no such topic", ""), b'[{}, {"method": "who"}]'),
-        _request(instance, 11, key, b'[{}, {"method": "who"}]', kind=wire.ASK),
-    ]
-
-
-def test_strange_messages_are_counted_and_disturb_nobody(
-    client: Worker, server: Worker, directory: Directory, topic: str
-) -> None:
-    url = directory.url(heartbeat_interval=2)
-    server.run("serve", url=url, topic=topic)
-    client.run("serve", url=directory.url(), topic=f"{topic}-stop", server="stop")
-    calling = client.begin("call_until", url=directory.url(), topic=topic, method="who", label="stop", timeout=5)
-    host, port, instance = server.run("address", url=url)
-    key = wire.Key("openstack", topic, "")
-    context = zmq.Context()
-    try:
-        dealer = context.socket(zmq.DEALER)
-        dealer.connect(f"tcp://{host}:{port}")
-        for message in _bad_messages(bytes.fromhex(instance), key):
-            dealer.send_multipart(message)
-        # A good one behind them: when that is answered, the others were dealt with.
-        dealer.send_multipart(_request(bytes.fromhex(instance), 100, key, b'[{}, {"method": "echo", "args": {"value": 7}}]'))
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            assert dealer.poll(10_000), "the good message was not answered"
-            answer = wire.decode_answer(dealer.recv_multipart())
-            if answer.kind == wire.REPLY and answer.ids == (100,):
-                break
-        else:
-            raise AssertionError("the good message was not answered")
-        for kind in (zmq.ROUTER, zmq.REQ, zmq.PUB, zmq.REP, zmq.SUB, zmq.PUSH):
-            wrong = context.socket(kind)
-            wrong.connect(f"tcp://{host}:{port}")
-    finally:
-        context.destroy(linger=100)
-    counts = server.run("counts", url=url)
-    assert counts["requests that are none of ours"] >= 8
-    assert counts["requests of wire version 9"] == 1
-    assert counts["requests with a bad body"] >= 6
-    assert counts["requests for another instance"] == 1
-    assert any("none of ours" in line for line in server.run("logged"))
-    client.run("release", label="stop")
-    result = calling.result(20)
-    assert result["errors"] == []
-    assert result["done"] >= 1
-    assert result["slowest"] < 3
-    assert client.run("call", url=directory.url(), topic=topic, method="who") == "server"
-
-
-def test_strange_bytes_on_the_port_disturb_nobody(client: Worker, server: Worker, url: str, topic: str) -> None:
-    server.run("serve", url=url, topic=topic)
-    client.run("serve", url=url, topic=f"{topic}-stop", server="stop")
-    calling = client.begin("call_until", url=url, topic=topic, method="who", label="stop", timeout=5)
-    host, port, _ = server.run("address", url=url)
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(55, b"\x00")
-    ready = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
-    huge = greeting + ready + b"\x02" + struct.pack("!Q", 1 << 62)
-    for data in (
-        b"",
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        os.urandom(4096),
-        greeting[:20],
-        greeting,
-        greeting + ready[:9],
-        huge,
-    ):
-        with socket.create_connection((host, port), timeout=5) as stranger:
-            stranger.sendall(data)
-    assert client.run("call", url=url, topic=topic, method="who") == "server"
-    client.run("release", label="stop")
-    result = calling.result(20)
-    assert result["errors"] == []
-    assert result["slowest"] < 3
+# What strangers send is in tests/faults/test_fuzz.py.
 
 
 def test_a_stranger_on_the_port_of_a_server_is_told_from_it(

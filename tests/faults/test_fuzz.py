@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strangers that send anything: it is counted, logged at a bounded rate, and disturbs nobody else.
+
+A run is repeated with the seed that a failed test prints, in GREEN_ZMQ_SEED.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.harness import MODELS, Directory, Raised, Worker, following, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.one_directory, pytest.mark.timeout(300)]
+
+Start = Callable[..., Worker]
+Figures = Callable[..., None]
+# Messages to a server of each model and answers to a client of each: a million and more over the three.
+REQUESTS, ANSWERS = 280_000, 55_000
+# The most that a process may grow by, bytes, and the most lines that it may log.
+GROWTH, LINES = 150 << 20, 12
+
+both = pytest.mark.parametrize("options", [(), ("-O",)], ids=["", "optimised"])
+all_models = pytest.mark.parametrize("model", MODELS)
+
+
+@pytest.fixture
+def seed() -> int:
+    seed = int(os.environ.get("GREEN_ZMQ_SEED", random.randrange(1 << 32)))
+    print(f"GREEN_ZMQ_SEED={seed}")
+    return seed
+
+
+def assert_quiet(worker: Worker) -> int:
+    """It has told of what it got, in few lines, and of nothing worse; how many. Each lost message is told of besides."""
+    lines = [line for line in worker.run("logged") if not line.startswith("ERROR lost")]
+    assert len(lines) <= LINES, lines
+    assert all(line.startswith("WARNING") for line in lines), lines
+    log = worker.log.read_text()
+    assert "CRITICAL" not in log
+    assert "Traceback" not in log
+    return len(lines)
+
+
+def assert_undisturbed(client: Worker, topic: str, before: dict[str, int]) -> int:
+    """Each of the callers went on, and nothing of theirs went wrong; how many calls they made."""
+    wait_until(lambda: all(n > before.get(caller, 0) for caller, n in client.run("load.done", topic=topic).items()))
+    result = client.run("load.stop", topic=topic)
+    assert result["errors"] == []
+    assert result["wrong"] == 0
+    return int(result["calls"])
+
+
+@both
+@all_models
+def test_a_server_is_sent_anything(
+    start: Start,
+    directory: Directory,
+    topic: str,
+    model: str,
+    options: tuple[str, ...],
+    seed: int,
+    tmp_path: Path,
+    figures: Figures,
+) -> None:
+    server, client, stranger = start(model, *options), start(following(model), *options), start("threads", *options)
+    url, ledger, good = directory.url(max_message_bytes=2_000_000), tmp_path / "ledger", f"{topic}-good"
+    server.run("serve", limit=200, url=url, topic=good)
+    server.run("faults.fuzz.listen", url=url, topic=topic, ledger=str(ledger))
+    recorded = client.run("faults.fuzz.record", url=directory.url(zmq_linger=1), topic=topic, count=50)
+    host, port, instance = server.run("address", url=url)
+    where = {"host": host, "port": port}
+    wait_until(lambda: len(ledger.read_text().splitlines()) == 101)
+    # Once, so that what is allocated only once is there.
+    args = {**where, "instance": instance, "topic": topic, "recorded": recorded["frames"]}
+    warm = stranger.run("faults.fuzz.attack", count=10_000, seed=seed + 1, **args)
+    before = server.run("resources")["bytes"]
+    client.run("load.start", url=directory.url(), topic=good, callers=1, servers=[""])
+    began = time.monotonic()
+    told = stranger.run("faults.fuzz.attack", limit=200, count=REQUESTS - 10_000, seed=seed, **args)
+    seconds = time.monotonic() - began
+    # What was sent was counted, as what it was.
+    kinds = Counter(told["kinds"]) + Counter(warm["kinds"])
+    counts = server.run("counts", url=url)
+    assert sum(n for name, n in counts.items() if name.startswith("requests of wire version")) == kinds["version"]
+    assert counts["requests that are none of ours"] == kinds["none"]
+    ran = ledger.read_text().splitlines()
+    names = ("for another instance", "repeated", "closed long ago", "too late", "with a bad body")
+    others = sum(counts[f"requests {name}"] for name in names)
+    refused = counts["requests refused: not_here"] + counts.get("requests refused: busy", 0)
+    assert len(ran) - 101 + others + refused == kinds["requests"], counts
+
+    # Nor do those disturb anybody that speak no ZeroMQ, or speak it wrongly.
+    assert stranger.run("faults.fuzz.attack_tcp", **where, count=1500, seed=seed) >= 1400
+    stranger.run("faults.fuzz.connect_wrongly", **where)
+    calls = assert_undisturbed(client, good, client.run("load.done", topic=good))
+    grown = server.run("resources")["bytes"] - before
+
+    # Nothing ran twice, and what a real client had sent does not run again, however often it is sent again.
+    twice = [message for message, n in Counter(ran).items() if n > 1]
+    assert twice == []
+    mine = [message for message in ran if message.startswith(recorded["sender"])]
+    assert len(mine) == 101
+    lines = assert_quiet(server)
+    assert grown < GROWTH
+    assert client.run("call", url=directory.url(zmq_linger=1), topic=topic, method="note", args={"value": 5}) == {"value": 5}
+
+    # Whoever sends in somebody's name takes its messages from it, and from nobody else.
+    stranger.run("faults.fuzz.forge", **where, instance=instance, topic=topic, sender=recorded["sender"])
+    with pytest.raises(Raised, match="MessagingTimeout"):
+        client.run("call", url=directory.url(zmq_linger=1), topic=topic, method="note", args={"value": 6}, timeout=1)
+    assert client.run("call", url=directory.url(), topic=topic, method="note", args={"value": 7}) == {"value": 7}
+    figures(
+        f"garbage, truncated, replayed frames to a server{' (-O)' if options else ''}",
+        model,
+        lost=0,
+        twice=len(twice),
+        messages=sum(kinds.values()),
+        sent_per_s=told["per second"],
+        dealt_with_per_s=(REQUESTS - 10_000) / seconds,
+        ran=len(ran),
+        log_lines=lines,
+        grown_MiB=grown / 2**20,
+        undisturbed_calls=calls,
+    )
+
+
+@both
+@all_models
+def test_a_client_is_answered_anything(
+    start: Start, directory: Directory, topic: str, model: str, options: tuple[str, ...], seed: int, figures: Figures
+) -> None:
+    client, server, fake = start(model, *options), start(following(model), *options), start("threads", *options)
+    url, good, timeout = directory.url(zmq_linger=1), f"{topic}-good", 1.5
+    server.run("serve", limit=200, url=url, topic=good)
+    client.run("serve", url=directory.url(), topic=f"{topic}-stop", server="stop")
+    fake.run("faults.fuzz.answer_wrongly", url=url, topic=topic, seed=seed)
+    client.run("load.start", url=url, topic=good, callers=1, servers=[""])
+    before = client.run("resources")["bytes"]
+    calling = client.begin("faults.fuzz.call_fake", url=url, topic=topic, callers=24, timeout=timeout, label="stop")
+
+    def enough() -> bool:
+        assert not calling.done(), calling.result()
+        return int(fake.run("faults.fuzz.answered_wrongly", topic=topic)["answers"]) >= ANSWERS
+
+    wait_until(enough, 200, "the answers")
+    client.run("release", label="stop")
+    result: dict[str, Any] = calling.result(60)
+    calls = assert_undisturbed(client, good, client.run("load.done", topic=good))
+    assert result["strange"] == []
+    clear = {"cast", "right", "what it was told", "MessagingTimeout", "ServerGone", "WireError", "RemoteError"}
+    assert set(result["outcomes"]) <= clear | {"MessageDeliveryFailure", "ValueError_Remote"}, result
+    assert result["outcomes"]["right"] > 50
+    assert result["slowest"] < timeout + 5
+    lines = assert_quiet(client)
+    counts = client.run("counts", url=url)
+    assert counts["answers that are none of ours"] > ANSWERS / 10
+    assert counts["answers from a wrong instance"] > ANSWERS / 20
+    assert counts["answers nobody waits for"] > ANSWERS / 10
+    grown = client.run("resources")["bytes"] - before
+    assert grown < GROWTH
+    answers = fake.run("faults.fuzz.answered_wrongly", topic=topic)["answers"]
+    fake.kill()
+    wait_until(lambda: not any(client.run("leftovers", url=url).values()), 30, client.run("leftovers", url=url))
+    figures(
+        f"garbage, truncated, replayed answers to a client{' (-O)' if options else ''}",
+        model,
+        answers=answers,
+        log_lines=lines,
+        slowest_s=result["slowest"],
+        grown_MiB=grown / 2**20,
+        undisturbed_calls=calls,
+        **{f"ended_{name}".replace(" ", "_"): n for name, n in result["outcomes"].items()},
+    )
