@@ -42,6 +42,8 @@ FORGET = 600.0
 REPLY_CACHE = 64 << 20
 # Closed requests remembered of one sender while an older one of it is open.
 REMEMBER = 10_000
+# Senders and requests remembered in all, half a kilobyte each: beyond that those not heard of for the longest are forgotten.
+REMEMBER_ALL = 200_000
 # A caller that a full outbox holds back is looked after so often.
 _HELD = 0.05
 # A request without a time limit is taken to have this one.
@@ -1078,4 +1080,19 @@ class Receiver:
                 self._forget(peer.records.pop(id))
             if peer.heard + FORGET <= now and not peer.records:
                 del self._peers[sender]
+        over = len(self._peers) + sum(len(peer.records) for peer in self._peers.values()) - REMEMBER_ALL
+        if over > 0:
+            self._forget_oldest(over)
         self._sweep_at = now + _SWEEP if self._peers else inf
+
+    def _forget_oldest(self, count: int) -> None:
+        """So many senders and requests; no clients of ours are so many, but a stranger may make up senders without end."""
+        for sender, peer in sorted(self._peers.items(), key=lambda item: item[1].heard):
+            for id in [id for id, record in peer.records.items() if not record.running]:
+                self._forget(peer.records.pop(id))
+                count -= 1
+            if not peer.records:
+                del self._peers[sender]
+                count -= 1
+            if count <= 0:
+                return

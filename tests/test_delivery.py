@@ -1109,6 +1109,146 @@ def test_sender_whose_call_runs_is_not_forgotten() -> None:
     assert len(receiver.writes) == 1
 
 
+def test_senders_without_end_are_forgotten_but_for_those_heard_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "REMEMBER_ALL", 100)
+    receiver = Receiver(b"r" * 16)
+    running = receiver.request(b"route", request_to(receiver, 1)._replace(sender=b"runs".ljust(16)), 0.0)
+    assert running is not None
+    receiver.accept(running, 0.0)
+    for number in range(1000):
+        new = request_to(receiver, 1)._replace(sender=b"%16d" % number, left=None)
+        record = receiver.request(b"route", new, number / 1000)
+        assert record is not None
+        receiver.refuse(record, NOT_HERE)
+    receiver.tick(5.0)
+    assert len(receiver._peers) + sum(len(peer.records) for peer in receiver._peers.values()) <= 100
+    assert running.sender in receiver._peers
+    last = request_to(receiver, 1)._replace(sender=b"%16d" % 999, left=None)
+    assert receiver.request(b"route", last, 6.0) is None
+
+
+def strange_request(chance: random.Random, to: bytes, senders: list[bytes], now: float) -> Request:
+    """As no sender of ours would make it, most often."""
+    soon = int(now * 1000) + chance.randrange(100)
+    id = chance.choice((soon, soon, chance.randrange(1, 40), chance.randrange(1 << 64), 0, (1 << 64) - 1))
+    return Request(
+        chance.choice((CALL, CAST, FANOUT, ASK)),
+        chance.randrange(256),
+        chance.choice((to, to, to, chance.randbytes(16))),
+        chance.choice(senders) if chance.random() < 0.9 else chance.randbytes(16),
+        id,
+        chance.choice((0, id, chance.randrange(id + 1), max(0, id - 5))),
+        chance.choice((None, 0.0, 0.001, 5.0, 1e15)),
+        chance.choice((0, 1, 1 << 63)),
+        chance.choice((None, 0.001, 1e6)),
+        Key("", "", ""),
+        [b""] * chance.randrange(3),
+    )
+
+
+def end_somehow(chance: random.Random, receiver: Receiver, record: Record, now: float) -> None:
+    if chance.random() < 0.3:
+        receiver.heartbeat(record)
+    if chance.random() < 0.2:
+        receiver.refuse(record, GIVEN_BACK)
+    elif record.kind == CALL:
+        receiver.reply(record, chance.choice((REPLY, FAILURE)), wire.JSON, [b"x" * chance.randrange(100)])
+    else:
+        receiver.started(record, now)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_receiver_takes_anything(seed: int) -> None:
+    """Strange requests in any order, while whatever it took ends in any way: nothing is taken twice, and nothing is left."""
+    chance = random.Random(seed)
+    receiver = Receiver(b"r" * 16)
+    senders = [chance.randbytes(16) for _ in range(5)]
+    took: Counter[tuple[bytes, int]] = Counter()
+    begun: list[Record] = []
+    now = 0.0
+    for _ in range(3000):
+        record = receiver.request(chance.randbytes(1), strange_request(chance, receiver.instance, senders, now), now)
+        if record is not None:
+            assert record.kind != ASK
+            took[record.sender, record.id] += 1
+            if chance.random() < 0.2:
+                receiver.refuse(record, chance.choice((BUSY, NOT_HERE)))
+            else:
+                receiver.accept(record, now)
+                begun.append(record)
+        if begun and chance.random() < 0.7:
+            end_somehow(chance, receiver, begun.pop(chance.randrange(len(begun))), now)
+        if chance.random() < 0.1:
+            now += chance.choice((0.001, 0.1, 1.0))
+        receiver.tick(now)
+        receiver.flush()
+        for _, frames in receiver.writes:
+            wire.decode_answer(frames)
+        receiver.writes.clear()
+    assert max(took.values()) == 1
+    for record in begun:
+        receiver.refuse(record, GIVEN_BACK)
+    while receiver.due < inf:
+        now = receiver.due
+        receiver.tick(now)
+        assert receiver.due > now
+    receiver.writes.clear()
+    assert left_over(receiver) == {}
+    assert receiver._reply_bytes == 0
+
+
+def strange_answer(chance: random.Random, link: Link) -> wire.Answer:
+    kind = chance.choice(list(wire.ANSWERS))
+    if kind in (wire.WRONG_INSTANCE, wire.WRONG_VERSION) and chance.random() < 0.9:
+        kind = wire.HEARTBEAT  # else there would be nobody there most of the time
+    ids = chance.choices(
+        [*link.open, *link.taken, 0, 5, (1 << 64) - 1], k=1 if kind in (REPLY, FAILURE) else chance.randrange(9)
+    )
+    server = link.node.instance if chance.random() < 0.8 else chance.randbytes(16)
+    return wire.Answer(kind, chance.randrange(256), server, tuple(ids), [b"x"])
+
+
+def submit_something(chance: random.Random, world: World) -> Outgoing:
+    kind = chance.choice((CALL, CALL, CAST, FANOUT))
+    if kind == FANOUT:
+        return world.submit(kind)
+    how = {"timeout": chance.choice((0.0, 1.0, 5.0)), "monitor": chance.choice((None, 2.0))} if kind == CALL else {}
+    return world.submit(kind, retry=chance.choice((None, 0)), **how)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sender_takes_any_answers(seed: int) -> None:
+    """Strange answers in any order: every request ends by its time, once, and nothing is left of it."""
+    chance = random.Random(seed)
+    limits = Limits(outbox_messages=50, time_to_live=20.0)
+    world = World(limits, seed)
+    for name in "abc":
+        world.server(name).reads = False
+    requests: list[Outgoing] = []
+    for _ in range(700):
+        if chance.random() < 0.2:
+            requests.append(submit_something(chance, world))
+        for link in list(world.conns):
+            if link in world.conns:
+                world.sender.answered(link, strange_answer(chance, link), world.now)
+        if chance.random() < 0.05 and world.conns:
+            world.cut(chance.choice(list(world.conns)))
+        world.settle()
+        world.advance(chance.choice((0.0, 0.0, 0.001, 0.1, 1.0)))
+        assert world.sender.pending <= limits.outbox_messages + 3
+        for link in world.sender._links.values():
+            assert all(r.id == id and r.link is link and not r.over for id, r in link.open.items())
+            assert all(not r.id for r in link.queue)
+    for server in list(world.servers):
+        world.kill(server)
+    for conn in list(world.conns.values()):
+        world.cut(conn.link)
+    world.advance(60)
+    assert_clean(world)
+    ended = Counter(world.finished)
+    assert all(ended[request] == 1 for request in requests)
+
+
 def test_several_acknowledgements_are_one_message() -> None:
     receiver = Receiver(b"r" * 16)
     for id in range(1, 6):
