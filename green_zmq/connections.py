@@ -210,7 +210,7 @@ class Connections:
             for connection in ready[:_AT_ONCE]:
                 self._trying.pop(connection, None)
                 connection.retry_at = inf
-                if connection.link.idle and not awaited:
+                if connection.link.idle and not (awaited and connection.link.topics):
                     self._retire(connection)
                 elif connection.link in self._connections:
                     self._connect(connection)

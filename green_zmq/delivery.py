@@ -577,6 +577,7 @@ class Sender:
         """Forget an instance that no route leads to and that nothing is left with."""
         if link.idle and not link.up and not any(link in route.links for route in self._routes.values()):
             self._busy.pop(link, None)
+            link.topics.clear()  # its connection, if one is still being tried, is of no use to anybody
             if self._links.get(link.node.instance) is link:
                 del self._links[link.node.instance]
 

@@ -2194,6 +2194,19 @@ def test_connections_are_kept_as_long_as_one_topic_lists_their_server(world: Wor
     assert world.sender.dropped == [link]
 
 
+def test_link_that_is_forgotten_is_listed_nowhere(world: World) -> None:
+    """So that a connection that is still being tried is closed, also if another process has taken that address."""
+    server, other = world.server("old"), world.server("other")
+    world.send(key=Key("ex", "t", "old"))
+    link = world.link(server)
+    world.kill(server)
+    world.sender.disconnected(link, world.now)
+    other.listed = True
+    world.look_up(TOPIC)
+    assert server.instance not in world.sender._links
+    assert link.topics == set()
+
+
 def test_forgetting_a_topic_says_nothing_of_its_servers(world: World) -> None:
     server = world.server()
     world.send()

@@ -22,8 +22,7 @@ SERVERS, PROCESSES = 200, 4
 # Seconds over which CPU time is measured, and how much more of a core may be used afterwards than before.
 SECONDS, CALM = 3.0, 0.15
 # Within this time all are found and used again. It takes a few seconds; others may be using the cores.
-FOUND = 10 if "CI" not in os.environ else 30
-PATIENCE = 60
+FOUND, PATIENCE = 10 if "CI" not in os.environ else 30, 60
 
 
 @pytest.fixture
