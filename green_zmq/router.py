@@ -11,11 +11,15 @@ import random
 from _socket import (
     AF_INET,
     AF_INET6,
+    AF_UNIX,
     IPPROTO_IPV6,
+    IPPROTO_TCP,
     IPV6_V6ONLY,
+    SHUT_RD,
     SO_REUSEADDR,
     SOCK_STREAM,
     SOL_SOCKET,
+    TCP_INFO,
     getaddrinfo,
     gethostname,
     if_nameindex,
@@ -25,8 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from ctypes import addressof, create_string_buffer
 from math import inf
-from posix import close  # gevent's in os may leave it for later
-from struct import pack
+from struct import pack, unpack_from
 from typing import Final
 
 import zmq
@@ -45,10 +48,8 @@ LOG = logging.getLogger(__name__)
 _ANSWERS_HELD: Final = 10_000
 # Connections that may wait to be accepted: a service of 500 nodes comes back at once.
 _BACKLOG: Final = 1024
-# Kept to send those away that a process out of descriptors cannot accept; and how long it shuts its door then, in seconds.
-_KEPT: Final = 4
+# How long a process out of descriptors shuts its door at least, in seconds.
 _SHUT: Final = 1.0
-_STANDSTILL: Final = 0.01
 # Linux's numbers; Python's socket module has no names for them.
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
@@ -62,6 +63,9 @@ class Router:
     Its listening descriptor is made here, because libzmq alone spins when no descriptor is left for those who come: it
     accepts again and again, as fast as it can. So then the door is shut: the kernel drops who wants to come, those who have
     come already are sent away, and everybody comes again by himself later. Connections that stand are served meanwhile.
+
+    None of it needs a descriptor, which others of the process would be as quick to take. Libzmq's number for the listening
+    socket is given to another one, at which nobody ever comes; and a socket that ceases to listen sends away who waits.
     """
 
     def __init__(self, loop: Loop, settings: Settings, now: Callable[[], float]) -> None:
@@ -74,10 +78,10 @@ class Router:
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
         self._listening: TcpSocket | None = None
-        # Descriptors to send clients away with.
-        self._kept: list[int] = []
+        # Libzmq's number for the listening socket, and what it stands for while the door is shut.
+        self._number = -1
+        self._nobody: TcpSocket | None = None
         self._shut = False
-        self._waiting = False
         self._told = False
         self._told_at = -inf
 
@@ -93,27 +97,33 @@ class Router:
         address = self._address()
         listening = self._listen(address)
         port: int = listening.getsockname()[1]
+        nobody = TcpSocket(AF_UNIX, SOCK_STREAM)
         socket = self._loop.open(zmq.ROUTER, self.on_message)
         monitor: Socket | None = None
         try:
+            nobody.setblocking(False)
+            nobody.bind(b"")  # the kernel gives it a name that nobody knows
+            nobody.listen()
+            number = os.dup(listening.fileno())
             for option, value in (
                 (zmq.LINGER, int(settings.linger * 1000)),
                 (zmq.ROUTER_MANDATORY, 1),
                 (zmq.SNDHWM, _ANSWERS_HELD),
                 (zmq.MAXMSGSIZE, settings.limits.message_bytes + OVERHEAD),
-                (zmq.USE_FD, os.dup(listening.fileno())),
+                (zmq.USE_FD, number),
             ):
                 socket.set(option, value)
             monitor = self._loop.monitor(socket, int(zmq.EVENT_ACCEPT_FAILED), self._on_failure)
             socket.bind(f"tcp://127.0.0.1:{port}")  # what counts is the descriptor
         except BaseException:
             listening.close()
+            nobody.close()
             if monitor is not None:
                 self._loop.close(monitor, 0)
             self._loop.close(socket, 0)
             raise
         self._socket, self._monitor, self._listening = socket, monitor, listening
-        self._keep()
+        self._number, self._nobody = number, nobody
         self._loop.watch(socket)
         self._loop.watch(monitor)
         self._loop.timed.append(self)
@@ -128,13 +138,10 @@ class Router:
         self.due = now + _SHUT
         if shortage():
             self._remind()
-            self._keep()
-            if self._waiting and self._listening is not None:
-                self._send_away()
         elif self._listening is not None:
-            self._keep()
             with contextlib.suppress(OSError):
                 self._listening.setsockopt(SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            os.dup2(self._listening.fileno(), self._number)
             self._shut = False
             self.due = inf
             if self._told:
@@ -142,11 +149,13 @@ class Router:
                 LOG.warning("There are descriptors again: other processes can connect to this one.")
 
     def close(self, linger: float) -> None:
-        socket, monitor, listening = self._socket, self._monitor, self._listening
-        self._socket = self._monitor = self._listening = None
+        socket, monitor, listening, nobody = self._socket, self._monitor, self._listening, self._nobody
+        self._socket = self._monitor = self._listening = self._nobody = None
         self.due = inf
-        if socket is None or monitor is None or listening is None:
+        if socket is None or monitor is None or listening is None or nobody is None:
             return
+        if self._shut:  # libzmq closes the socket that it was given
+            os.dup2(listening.fileno(), self._number)
         # libzmq holds a lock while it waits for room for an event, and is not to hold it now.
         while self._loop.read(monitor, 1000):
             pass
@@ -154,8 +163,7 @@ class Router:
         self._loop.close(monitor, 0)
         self._loop.close(socket, linger)
         listening.close()
-        while self._kept:
-            close(self._kept.pop())
+        nobody.close()
 
     # Where to listen.
 
@@ -236,7 +244,8 @@ class Router:
 
     def _on_failure(self, _: Socket, frames: list[bytes]) -> None:
         """Libzmq could not accept a connection."""
-        if self._shut or self._listening is None:
+        listening, nobody = self._listening, self._nobody
+        if self._shut or listening is None or nobody is None:
             return
         number = int(parse_monitor_message(frames)["value"])
         if number not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -244,39 +253,16 @@ class Router:
         self._shut = True
         self.due = self._now() + _SHUT
         self.counts["times out of descriptors for those who connect"] += 1
+        # Before anything else: libzmq gives up its process if it finds a socket that does not listen.
+        os.dup2(nobody.fileno(), self._number)
         with contextlib.suppress(OSError):
             drop = create_string_buffer(pack("HBBI", 6, 0, 0, 0))  # a filter of packets (BPF): return 0
-            self._listening.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HL", 1, addressof(drop)))
-        self._send_away()
-        self._remind()
-
-    def _send_away(self) -> None:
-        """Accept and close whoever waits, with one descriptor at a time.
-
-        Libzmq's thread, which runs in circles, might take it first: then one more is served, and the next descriptor is
-        tried. It stands still as soon as it has nowhere to put more of its events, so that is waited for; it takes 4 ms.
-        """
-        assert self._listening is not None
-        self._waiting = True
-        while self._kept and self._waiting:
-            until = self._now() + _STANDSTILL
-            while self._now() < until:
-                pass
-            close(self._kept.pop())
-            try:
-                while True:
-                    close(self._listening._accept()[0])  # type: ignore[attr-defined]
-                    self.counts["connections refused for want of descriptors"] += 1
-            except BlockingIOError:
-                self._waiting = False
-            except OSError:
-                continue
-        self._keep()
-
-    def _keep(self) -> None:
+            listening.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, pack("HL", 1, addressof(drop)))
+        self.counts["connections refused for want of descriptors"] += _waiting(listening)
         with contextlib.suppress(OSError):
-            while len(self._kept) < _KEPT:
-                self._kept.append(os.eventfd(0))
+            listening.shutdown(SHUT_RD)
+            listening.listen(_BACKLOG)
+        self._remind()
 
     def _remind(self) -> None:
         now = self._now()
@@ -284,3 +270,9 @@ class Router:
             self._told = True
             self._told_at = now
             LOG.error("No process can connect to this one any more: %s.", shortage() or no_descriptors(errno.EMFILE))
+
+
+def _waiting(listening: TcpSocket) -> int:
+    """Connections that wait to be accepted: of a socket that listens, the 5th number that tcp(7) tells."""
+    number: int = unpack_from("8x5I", listening.getsockopt(IPPROTO_TCP, TCP_INFO, 28))[4]
+    return number
