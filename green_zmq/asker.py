@@ -12,6 +12,7 @@ from posix import close  # gevent's in os leaves it to a hub, which the native t
 from typing import Any
 
 from green_zmq.config import Settings
+from green_zmq.descriptors import shortage
 from green_zmq.directory import Directory, open_directory
 from green_zmq.errors import DirectoryError, TransportClosed
 from green_zmq.loop import Loop
@@ -47,7 +48,11 @@ class Asker:
             then(DirectoryError("The transport is being closed."))
             return
         if self._wake is None:
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            try:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            except OSError as error:
+                then(DirectoryError(f"The directory {self._settings.directory_place} cannot be asked: {shortage() or error}."))
+                return
             self._loop.model.start_native(self._work)
         self._put((job, then))
 
@@ -81,6 +86,7 @@ class Asker:
                 answer: Any
                 try:
                     if directory is None:
+                        self._see_to_descriptors()
                         directory = open_directory(self._settings)
                         self._loop.post(self.opened, directory)
                     answer = job(directory)
@@ -93,6 +99,12 @@ class Asker:
             directory.close()
         assert self._wake is not None
         close(self._wake)
+
+    def _see_to_descriptors(self) -> None:
+        """:raises DirectoryError: there are too few: libraries do not say that, or end the process."""
+        reason = shortage()
+        if reason:
+            raise DirectoryError(f"The directory {self._settings.directory_place} cannot be opened: {reason}.")
 
     def _wait(self, directory: Directory | None) -> DirectoryError | None:
         """For the next job, or news of the directory."""

@@ -284,7 +284,7 @@ class Connections:
         connection.resolving = False
         if isinstance(addresses, Exception):
             node = connection.link.node
-            reason = (
+            reason = shortage() or (
                 f"the host name {node.host} cannot be resolved here ({getattr(addresses, 'strerror', None) or addresses}); set "
                 f"rpc_zmq_host on {node.hostname} to an address that this host can reach, or make the name known here (DNS, "
                 "/etc/hosts)"

@@ -12,19 +12,21 @@ from typing import Final
 
 # Opening a socket takes 4 descriptors, and the first of a process some more.
 _SPARE: Final = 12
+# A transport that begins: its context, poller and directory, the first socket, and the hub of a native thread.
+TO_BEGIN: Final = 32
 # Since 6.2, Linux says there how many descriptors a process has; before, the size is 0.
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 _COUNTED: Final = _DESCRIPTORS.exists()
 
 
-def shortage() -> str:
+def shortage(spare: int = _SPARE) -> str:
     """Why no socket can be opened, if descriptors are the reason; empty if there are enough of them."""
     used = _DESCRIPTORS.stat().st_size if _COUNTED else 0
     if used:
-        return no_descriptors(errno.EMFILE) if used + _SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0] else ""
+        return no_descriptors(errno.EMFILE) if used + spare > resource.getrlimit(resource.RLIMIT_NOFILE)[0] else ""
     taken: list[int] = []
     try:
-        for _ in range(_SPARE):
+        for _ in range(spare):
             taken.append(os.eventfd(0))  # noqa: PERF401 (what was taken before an error must be given back)
     except OSError as error:
         return no_descriptors(error.errno)

@@ -116,8 +116,9 @@ class ZmqDriver(base.BaseDriver):
             with self._model.LOCK:
                 engine = self._engine
                 if engine is None or engine.over:
-                    engine = self._engine = make_engine(self._settings, self._model)
-            engine.start()
+                    engine = make_engine(self._settings, self._model)
+                    engine.start()
+                    self._engine = engine
         return engine
 
     def _key(self, target: Target, server: str | None) -> Key:

@@ -18,7 +18,8 @@ from green_zmq.client import Client
 from green_zmq.config import Settings
 from green_zmq.connections import Connections
 from green_zmq.delivery import Receiver, Sender
-from green_zmq.errors import TransportClosed
+from green_zmq.descriptors import TO_BEGIN, shortage
+from green_zmq.errors import OutOfDescriptors, TransportClosed
 from green_zmq.executors.base import Model
 from green_zmq.loop import Loop, contexts
 from green_zmq.resolver import Resolver
@@ -63,6 +64,13 @@ class Engine:
         _engines.add(self)
 
     def start(self) -> None:
+        """With the model's lock held.
+
+        :raises OutOfDescriptors: there are too few; then nothing was started.
+        """
+        reason = shortage(TO_BEGIN)
+        if reason:
+            raise OutOfDescriptors(f"The transport cannot begin its work: {reason}.")
         self._loop.start()
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "InvalidTransportURL",
     "MessageTooLarge",
     "ModelError",
+    "OutOfDescriptors",
     "ServerGone",
     "TransportClosed",
     "Unserializable",
@@ -34,6 +35,10 @@ class ModelError(exceptions.MessagingException):
 
 class AddressError(exceptions.MessagingException):
     """This process cannot listen where it was told to (address, port or port range)."""
+
+
+class OutOfDescriptors(exceptions.MessageDeliveryFailure):
+    """A transport cannot begin its work, since this process has too few descriptors left; the text says what to raise."""
 
 
 class DirectoryError(exceptions.MessageDeliveryFailure):

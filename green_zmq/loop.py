@@ -110,11 +110,9 @@ class Loop:
     # For all threads.
 
     def start(self) -> None:
-        with self.model.LOCK:
-            if self._started:
-                return
-            self._started = True
-            self._context = contexts.take(self.model)
+        """With the model's lock held."""
+        self._context = contexts.take(self.model)
+        self._started = True
         self.model.spawn(self._run)
 
     def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 @cache
 def boot_id() -> str:
-    """Of the time from one start of this machine to the next; empty if it cannot be told."""
+    """Of the time from one start of this machine to the next; empty if it cannot be told.
+
+    :raises OSError: not now: out of descriptors, say. What is empty now would be so for ever.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         return ""
 
 

@@ -53,9 +53,9 @@ class SqliteDirectory:
     def __init__(self, path: Path, expire: float) -> None:
         self._path = path
         self._expire = expire
-        self._boot = boot_id()
         self._followed = -expire
         with self._errors("opened"):
+            self._boot = boot_id()
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.parent.name.startswith("green_zmq") and path.parent.stat().st_uid not in (os.getuid(), 0):
                 raise DirectoryError(

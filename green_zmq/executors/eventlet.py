@@ -96,6 +96,7 @@ class Event:
 class Poller:
     def __init__(self) -> None:
         self._hub = hubs.get_hub()
+        self._thread = _native.get_native_id()
         self._callers = _Callers.of(self._hub)
         self._greenlet = greenlets.getcurrent()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
@@ -136,7 +137,7 @@ class Poller:
         return fired
 
     def wake(self) -> None:
-        if hubs.get_hub() is not self._hub:
+        if _native.get_native_id() != self._thread:  # which may have no hub, nor a descriptor for one
             self._woken = True
             self._callers.call(self._resume)
         elif not self._woken:
@@ -183,8 +184,8 @@ def start_native(fn: Callable[[], None]) -> None:
             fn()
         finally:
             # If it used patched modules, it has a hub of its own, which holds a descriptor.
-            hub = hubs.get_hub()
-            if hub.running:
+            hub = getattr(hubs._threadlocal, "hub", None)
+            if hub is not None and hub.running:
                 hub.abort(wait=True)
             close = getattr(getattr(hub, "poll", None), "close", None)
             if close is not None:

@@ -20,12 +20,14 @@ import gevent.event
 import gevent.monkey
 import zmq
 import zmq.green
+from gevent._hub_local import get_hub_if_exists
 from gevent.hub import get_hub
 
 NAME = "gevent"
 Context = zmq.green.Context
 
 _start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+_get_ident = gevent.monkey.get_original("_thread", "get_ident")
 _allocate_lock = gevent.monkey.get_original("_thread", "allocate_lock")
 LOCK = _allocate_lock()
 
@@ -94,6 +96,7 @@ class Event:
 class Poller:
     def __init__(self) -> None:
         self._hub = get_hub()
+        self._thread = _get_ident()
         self._greenlet = gevent.getcurrent()
         self._sockets: set[Any] = set()
         self._fired: set[zmq.Socket[bytes]] = set()
@@ -132,7 +135,7 @@ class Poller:
         return fired
 
     def wake(self) -> None:
-        if get_hub() is not self._hub:
+        if _get_ident() != self._thread:  # which may have no hub, nor a descriptor for one: libev ends the process then
             self._woken = True
             self._others.send_ignoring_arg(None)
         elif not self._woken:
@@ -188,8 +191,10 @@ def start_native(fn: Callable[[], None]) -> None:
         try:
             fn()
         finally:
-            # Waking others and using patched modules has made it a hub of its own, which holds descriptors.
-            get_hub().destroy(destroy_loop=True)
+            # If it used patched modules, it has a hub of its own, which holds descriptors.
+            hub = get_hub_if_exists()
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
 
     _start_new_thread(run, ())
 
