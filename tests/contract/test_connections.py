@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import Raised, Worker, following, wait_until
+from tests.contract.harness import Worker, following, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -147,67 +147,6 @@ def test_a_call_that_is_running_keeps_the_connection_of_a_server_that_stops(
     assert call.result(20) == 7
     wait_until(lambda: figures(client, url)["connections open"] == 1)
     assert figures(client, url)["connections lost"] == 0
-
-
-def test_a_sender_out_of_descriptors_says_so_serves_others_and_recovers(
-    client: Worker, server: Worker, url: str, topic: str
-) -> None:
-    server.run("listen_many", url=url, topic=topic, count=20)
-    client.run("call", url=url, topic=topic, server="0", method="echo")
-    limit = client.run("leave_descriptors", count=8)  # too few for a connection, enough for files
-    calls = client.begin("call_many", url=url, topic=topic, count=20, timeout=SECONDS + 4)
-    cast = client.begin("cast", url=url, topic=topic, server="1", method="echo", retry=0)
-    with pytest.raises(Raised, match="MessageDeliveryFailure") as caught:
-        cast.result(20)
-    assert f"out of descriptors, of which it may have {limit}" in caught.value.text
-    assert cpu(client) < CALM
-    assert client.run("call", url=url, topic=topic, server="0", method="echo", args={"value": 3}) == 3
-    errors = calls.result(30)
-    assert len(errors) == 19  # all but the one that was connected already
-    for error in errors:
-        assert f"out of descriptors, of which it may have {limit}" in error
-        assert "ulimit -n" in error
-    (complaint,) = [line for line in client.run("logged") if "out of descriptors" in line]
-    assert str(limit) in complaint
-    client.run("give_descriptors_back")
-    assert client.run("call_many", url=url, topic=topic, count=20) == []
-
-
-@pytest.mark.parametrize("left", range(12))
-def test_no_number_of_descriptors_ends_a_process(client: Worker, server: Worker, url: str, topic: str, left: int) -> None:
-    """With too few libzmq gives up its process in several places."""
-    client.run("serve", url=url, topic=f"{topic}-0", tag="imports what is needed", label="first")
-    server.run("listen_many", url=url, topic=topic, count=4)
-    client.run("call", url=url, topic=topic, server="0", method="echo")
-    client.run("leave_descriptors", count=left)
-    client.run("call_many", url=url, topic=topic, count=4, timeout=0.5)
-    with pytest.raises(Raised, match="out of descriptors"):
-        client.run("serve", url=url, topic=topic)
-    client.run("give_descriptors_back")
-    assert client.run("call_many", url=url, topic=topic, count=4) == []
-
-
-def test_a_server_out_of_descriptors_says_so_serves_on_and_recovers(
-    client: Worker, server: Worker, start: Start, client_model: str, url: str, topic: str
-) -> None:
-    server.run("serve", url=url, topic=topic)
-    assert client.run("call", url=url, topic=topic, method="echo", args={"value": 1}) == 1
-    server.run("leave_descriptors", count=0)
-    late = start(client_model)
-    # Many that want to connect, again and again.
-    calls = [late.begin("call", url=url, topic=topic, method="echo", tag=f"late {i}", timeout=60) for i in range(20)]
-    wait_until(lambda: [line for line in server.run("logged") if "can connect to this one any more" in line])
-    assert cpu(server) < CALM
-    assert cpu(client) < CALM
-    assert client.run("calls", url=url, topic=topic, method="who", count=20) == ["server"] * 20
-    assert sum(call.done() for call in calls) <= 8  # libzmq may get some of the descriptors that are kept to refuse them
-    server.run("give_descriptors_back")
-    for call in calls:
-        call.result(30)
-    (error,) = [line for line in server.run("logged") if "ERROR" in line]
-    assert "raise its limit of open files" in error
-    assert client.run("calls", url=url, topic=topic, method="who", count=20) == ["server"] * 20
-    assert figures(client, url)["connections opened"] == 1
 
 
 def test_peers_that_come_back_at_once_are_found_without_a_storm(

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In a worker: what the tests of limits have it do."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from typing import Any
+
+import oslo_messaging
+from oslo_messaging.exceptions import MessagingException
+
+import green_zmq
+from green_zmq.directory.processes import boot_id
+from tests.contract import models, scenarios
+from tests.contract.models import parallel
+
+
+class _Ledger:
+    """Writes down each message that is run, before it is held or worked on."""
+
+    def __init__(self, label: str, path: str, seconds: float, *, released: bool) -> None:
+        self.label = label
+        self.released = released
+        self._seconds = seconds
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def run(self, ctxt: Any, value: str, load: str = "", size: int = 0) -> str:
+        os.write(self._file, f"{value}\n".encode())
+        models.wait_until(lambda: self.released, 100)
+        models.sleep(self._seconds)
+        return self.label + "x" * size
+
+
+def serve(url: str, topic: str, label: str, path: str, seconds: float = 0, pool: int = 1, released: bool = False) -> None:
+    """A server that holds what it is sent until :func:`scenarios.release`, and works on each for a while."""
+    ledger = _Ledger(label, path, seconds, released=released)
+    created = green_zmq.get_rpc_server(
+        scenarios.transport(url),
+        oslo_messaging.Target(topic=topic, server=label),
+        [ledger],
+        executor=scenarios.EXECUTORS[models.name],
+    )
+    created.start(override_pool_size=pool)
+    scenarios._servers[label] = (created, ledger)  # type: ignore[assignment]
+
+
+def serve_topics(url: str, topic: str, count: int) -> None:
+    """Listeners of so many topics in one transport."""
+
+    def answer(batch: list[Any]) -> None:
+        for message in batch:
+            message.acknowledge()
+            message.reply(message.message["args"].get("value"))
+
+    opened = scenarios.transport(url)
+    for number in range(count):
+        listener = opened._driver.listen(oslo_messaging.Target(topic=f"{topic}-{number}", server="many"), 1, None)
+        listener.start(answer)
+
+
+def send(
+    url: str,
+    topic: str,
+    kind: str,
+    values: list[str],
+    callers: int,
+    load: int = 0,
+    args: dict[str, Any] | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """From so many callers at the same time; which values ended well, the errors of the others, and how long it took."""
+    client = scenarios._prepared(url, topic, fanout=kind == "fanout", **how)
+    send_one = client.call if kind == "call" else client.cast
+    more = {"load": "x" * load} if load else {}
+    more.update(args or {})
+    labels: dict[str, str] = {}
+    errors: dict[str, str] = {}
+    began = time.monotonic()
+
+    def work(mine: list[str]) -> None:
+        for value in mine:
+            try:
+                answer = send_one({}, "run", value=value, **more)
+                labels[value] = (answer or "").rstrip("x")
+            except MessagingException as error:
+                errors[value] = f"{type(error).__name__}: {error}"
+
+    for outcome in parallel([functools.partial(work, values[i::callers]) for i in range(callers)]):
+        outcome.result(110)
+    return {"done": labels, "errors": errors, "seconds": time.monotonic() - began}
+
+
+def send_to_topics(url: str, topic: str, served: int, count: int, callers: int) -> int:
+    """Once to each of so many topics, of which the first are served: calls and casts, and to the others fanouts; how many."""
+    opened = scenarios.transport(url)
+    done: list[int] = []
+
+    def work(first: int) -> None:
+        for number in range(first, count, callers):
+            target = oslo_messaging.Target(topic=f"{topic}-{number}", fanout=number >= served)
+            client = oslo_messaging.get_rpc_client(opened, target, timeout=30)
+            if number < served and number % 2:
+                assert client.call({}, "echo", value=number) == number
+            else:
+                client.cast({}, "echo", value=number)
+            done.append(number)
+
+    for outcome in parallel([functools.partial(work, first) for first in range(callers)]):
+        outcome.result(110)
+    return len(done)
+
+
+def tables(url: str) -> dict[str, int]:
+    """How much a transport remembers of topics and processes."""
+    engine = scenarios.transport(url)._driver._engine
+    sender, resolver = engine._sender, engine._resolver
+    return {
+        "topics": len(sender.table.topics),
+        "routes": len(sender._routes),
+        "links": len(sender._links),
+        "busy": len(sender._busy),
+        "used": len(resolver._used),
+        "stale": len(resolver._stale),
+        "asked": len(resolver._asked),
+        "again": len(resolver._again_at),
+        "held": len(engine.client._held),
+        "records": sum(len(peer.records) for peer in engine._receiver._peers.values()),
+        **scenarios.leftovers(url),
+    }
+
+
+# Descriptors.
+
+
+def begin(url: str) -> None:
+    """A transport that has begun its work, and asked nobody for anything yet."""
+    scenarios.transport(url)._driver.listen(oslo_messaging.Target(topic="unused", server="unused"), 1, None)
+
+
+def boot() -> str:
+    return boot_id()
+
+
+def snatch(seconds: float) -> None:
+    """An application that takes every descriptor as soon as it is free."""
+
+    def take() -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                scenarios._hoarded.append(os.dup(0))
+
+    parallel([take], native=True)[0].result()
