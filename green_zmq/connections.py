@@ -324,6 +324,8 @@ class Connections:
             (zmq.HEARTBEAT_IVL, milliseconds),
             (zmq.HEARTBEAT_TIMEOUT, milliseconds * 2),
             (zmq.HEARTBEAT_TTL, milliseconds * 3),
+            # Heartbeats wait behind what a peer that is stopped does not take.
+            (zmq.TCP_MAXRT, milliseconds * 2),
         ):
             dealer.set(option, value)
         connection.monitor = self._loop.monitor(dealer, _UP | _DOWN, partial(self._on_event, connection))

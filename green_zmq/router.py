@@ -109,6 +109,8 @@ class Router:
                 (zmq.LINGER, int(settings.linger * 1000)),
                 (zmq.ROUTER_MANDATORY, 1),
                 (zmq.SNDHWM, _ANSWERS_HELD),
+                # Heartbeats do not tell of who is stopped with its buffers full: none is sent before what is in them.
+                (zmq.TCP_MAXRT, int(settings.heartbeat * 2000)),
                 (zmq.MAXMSGSIZE, settings.limits.message_bytes + OVERHEAD),
                 (zmq.USE_FD, number),
             ):
