@@ -549,7 +549,7 @@ class Sender:
             if node.instance in self._displaced:
                 link.busy = self._displaced.pop(node.instance)[1].busy
                 link.trouble = "another process or version answers at its address"
-                self._busy.add(link)
+                self._busy[link] = None
         return link
 
     def _displace(self, link: Link, keys: set[Key], now: float) -> None:
@@ -688,7 +688,7 @@ class Sender:
             if request.pinned is not None:
                 request.link = None
                 if request.deadline <= now:
-                    self._lose(request, f"its time to live has run out; {link.node} did not begin it", None)
+                    self._lose(request, f"{link.node} accepted it and did not begin it in time", None)
                 else:  # it has left the topic: fanout has nothing to do there
                     self._settle(request)
                 return
@@ -844,6 +844,8 @@ class Sender:
                 return f"{node} accepted it and did not reply"
             if request.id:
                 return f"it was sent to {node}, which did not accept it"
+            if request.link.up:
+                return f"{node} is busy"
             return _unreached([request.link])
         nodes = self.table.nodes(request.key)
         if self._directory_error and not nodes:
@@ -1056,7 +1058,9 @@ class Receiver:
             record.routes = (*record.routes[-3:], route)
         if record.frames is not None:
             self.writes.append((route, record.frames))
-        elif record.answer not in (0, wire.REPLY, wire.FAILURE):
+        elif record.answer in (wire.REPLY, wire.FAILURE):  # it was dropped, to bound the memory
+            self._answer((route,), wire.FORGOTTEN, record.id)
+        elif record.answer:
             if record.answer == wire.DONE:
                 self._answer((route,), wire.ACCEPTED, record.id)
             self._answer((route,), record.answer, record.id)
