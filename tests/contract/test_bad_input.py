@@ -128,52 +128,6 @@ def test_a_wrong_url_is_refused(client: Worker, url: str, name: str, texts: list
 # What is sent.
 
 
-def test_a_request_above_the_limit_is_refused_where_it_is_sent(
-    client: Worker, server: Worker, directory: Directory, topic: str
-) -> None:
-    server.run("serve", url=directory.url(), topic=topic)
-    url = directory.url(max_message_bytes=100_000)
-    for scenario in ("call", "cast"):
-        args = {"value": "x" * 100_001}
-        error = _raised(client, scenario, url=url, topic=topic, method="note", args=args)
-        assert error.name == "MessageTooLarge"
-        assert "max_message_bytes allows 100000" in error.text
-    assert client.run("call", url=url, topic=topic, method="echo", args={"value": "x" * 90_000}) == "x" * 90_000
-    assert server.run("seen", label="server") == []
-
-
-def test_a_reply_above_the_limit_is_an_error_for_its_caller(
-    client: Worker, server: Worker, directory: Directory, topic: str
-) -> None:
-    server.run("serve", url=directory.url(max_message_bytes=100_000), topic=topic)
-    error = _raised(client, "call_for_length", url=directory.url(), topic=topic, size=100_001, timeout=5)
-    assert error.exc_type == "MessageTooLarge"
-    assert "max_message_bytes allows 100000" in error.text
-    assert any("cannot be sent" in line for line in server.run("logged"))
-    assert client.run("call_for_length", url=directory.url(), topic=topic, size=90_000) == 90_000
-
-
-@pytest.mark.rotated
-@pytest.mark.parametrize("way", ["request", "reply"])
-def test_a_message_above_the_limit_of_its_receiver_is_an_error_and_disturbs_nobody_else(
-    client: Worker, server: Worker, directory: Directory, topic: str, way: str
-) -> None:
-    small, normal = directory.url(max_message_bytes=100_000), directory.url()
-    server.run("serve", url=small if way == "request" else normal, topic=topic)
-    how = {"url": normal if way == "request" else small, "topic": topic}
-    if way == "request":
-        too_large = client.begin("call_fill", **how, method="digest", size=200_000, timeout=4)
-    else:
-        too_large = client.begin("call_for_length", **how, size=200_000, timeout=4)
-    for value in range(20):
-        # Others use the same connection: nothing of theirs waits for the end of that call.
-        assert client.run("call", **how, method="echo", args={"value": value}, timeout=2) == value
-    with pytest.raises(Raised) as caught:
-        too_large.result(20)
-    assert "100000" in caught.value.text
-    assert "max_message_bytes" in caught.value.text
-
-
 def test_what_cannot_be_serialised_is_refused_where_it_is(client: Worker, server: Worker, url: str, topic: str) -> None:
     server.run("serve", url=url, topic=topic)
     error = _raised(client, "call_unserialisable", url=url, topic=topic)
