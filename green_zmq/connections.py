@@ -135,7 +135,7 @@ class _Connection:
     """A link's DEALER and its monitor; neither while its host name is resolved or while it waits for its next attempt."""
 
     __slots__ = (
-        "attempts", "began", "dealer", "link", "monitor", "resolving", "retry_at", "turn", "up", "used", "written"
+        "attempts", "began", "dealer", "link", "monitor", "probing", "resolving", "retry_at", "turn", "up", "used", "written"
     )  # fmt: skip
 
     def __init__(self, link: Link) -> None:
@@ -149,6 +149,8 @@ class _Connection:
         self.turn = 0
         self.written = 0
         self.retry_at = inf
+        # It is tried although nothing waits for it: what comes is to go to others until it is known to be back.
+        self.probing = False
         self.began = 0.0
         self.used = 0.0
 
@@ -185,8 +187,10 @@ class Connections:
         if connection is None:
             connection = self._connections[link] = _Connection(link)
             self._make_room()
-        if connection.dealer is None and not connection.resolving and connection.retry_at == inf:
+        if connection.dealer is None and not connection.resolving and (connection.retry_at == inf or connection.probing):
+            connection.attempts = 0
             self._try_at(connection, self._now())
+        connection.probing = False
 
     def write(self, link: Link, frames: list[bytes]) -> None:
         connection = self._connections.get(link)
@@ -203,14 +207,19 @@ class Connections:
             self._close(connection, 0)
 
     def tick(self, now: float) -> None:
-        """Attempts that are due, and connections that nobody needs any more."""
+        """Attempts that are due, and connections that nobody needs any more.
+
+        One that was lost is tried for as long as the directory lists its process in a topic that is in use: taken for new, it
+        would get the next message, which would wait for it while others could take it.
+        """
         ready = [connection for connection in self._trying if connection.retry_at <= now]
         if ready:
             awaited = bool(self._sender.awaited())
             for connection in ready[:_AT_ONCE]:
                 self._trying.pop(connection, None)
                 connection.retry_at = inf
-                if connection.link.idle and not (awaited and connection.link.topics):
+                connection.probing = connection.link.idle and not awaited
+                if connection.link.idle and not connection.link.topics:
                     self._retire(connection)
                 elif connection.link in self._connections:
                     self._connect(connection)
@@ -246,7 +255,7 @@ class Connections:
         over = len(self._connections) - self._settings.max_connections
         if over > 0:
             unneeded = [c for c in self._connections.values() if c.link.idle and c.dealer is not None]
-            unneeded.sort(key=lambda connection: connection.used)
+            unneeded.sort(key=lambda connection: (connection.up, connection.used))
             for connection in unneeded[:over]:
                 self.counts["connections evicted"] += 1
                 self._retire(connection)
@@ -377,6 +386,7 @@ class Connections:
         event = int(parse_monitor_message(frames)["event"])
         if event == _UP:
             connection.up = True
+            connection.probing = False
             connection.link.trouble = ""
             self.counts["connections opened"] += 1
             self._sender.connected(connection.link, self._now())

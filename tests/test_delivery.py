@@ -2220,6 +2220,17 @@ def test_forgetting_a_topic_says_nothing_of_its_servers(world: World) -> None:
     assert world.sender.dropped == [link]
 
 
+def test_who_cannot_be_reached_is_forgotten_with_the_last_topic_that_leads_there(world: World) -> None:
+    """His connection is tried for as long as his link has topics."""
+    server = world.server()
+    world.send()
+    link = world.link(server)
+    world.cut(link)
+    assert link.topics == {TOPIC}
+    world.sender.forget(TOPIC)
+    assert link.topics == set()
+
+
 def test_timeout_says_why_there_was_no_connection(world: World) -> None:
     server = world.server()
     server.reachable = False
