@@ -43,6 +43,11 @@ _RETRY_FIRST: Final = 0.05
 _RETRY_MOST: Final = 10.0
 # TCP and ZMTP handshake together must be done in this time.
 _HANDSHAKE: Final = 5.0
+# And if libzmq does not see to that, it is given up.
+_GIVEN_UP: Final = _HANDSHAKE + 1.0
+_SILENT: Final = "it does not answer once connected; is it stopped or overloaded, or no server of ours?"
+# Who takes longer to answer is waited for by nobody who can go elsewhere.
+_SLOW: Final = 1.0
 # libzmq is not to reconnect by itself; but with -1 it drops what has arrived and was not read when the peer closes.
 _NEVER: Final = 2**31 - 1
 _IDLE_LOOK: Final = 5.0
@@ -167,7 +172,7 @@ class Connections:
         self._now = now
         self._names = _Names(loop)
         self._connections: dict[Link, _Connection] = {}
-        # Those whose next attempt has its time.
+        # Those whose next attempt has its time, and those whose attempt is not to take longer.
         self._trying: dict[_Connection, None] = {}
         self._crowded = False
         self._look_at = inf
@@ -207,7 +212,7 @@ class Connections:
             self._close(connection, 0)
 
     def tick(self, now: float) -> None:
-        """Attempts that are due, and connections that nobody needs any more.
+        """Attempts that are due, or take long, and connections that nobody needs any more.
 
         One that was lost is tried for as long as the directory lists its process in a topic that is in use: taken for new, it
         would get the next message, which would wait for it while others could take it.
@@ -218,6 +223,9 @@ class Connections:
             for connection in ready[:_AT_ONCE]:
                 self._trying.pop(connection, None)
                 connection.retry_at = inf
+                if connection.dealer is not None or connection.resolving:
+                    self._slow(connection, now)
+                    continue
                 connection.probing = connection.link.idle and not awaited
                 if connection.link.idle and not connection.link.topics:
                     self._retire(connection)
@@ -261,6 +269,21 @@ class Connections:
                 self._retire(connection)
         self._crowded = len(self._connections) > self._settings.max_connections
 
+    def _slow(self, connection: _Connection, now: float) -> None:
+        """It goes on being tried, and what is for any server goes to others.
+
+        Not for ever: libzmq takes some who are none of its own for peers of its first release, and then has no time limit.
+        """
+        link = connection.link
+        if connection.dealer is not None:
+            if connection.began + _GIVEN_UP <= now:
+                self._lost(connection, _SILENT)
+                return
+            self._try_at(connection, connection.began + _GIVEN_UP)
+        if not link.down:
+            link.trouble = link.trouble or "it has not answered yet"
+            self._sender.disconnected(link, now)
+
     def _retire(self, connection: _Connection) -> None:
         del self._connections[connection.link]
         self._close(connection, self._settings.linger)
@@ -284,6 +307,7 @@ class Connections:
             self._connect_to(connection, host)
         else:
             connection.resolving = True
+            self._try_at(connection, connection.began + _SLOW)
             link.trouble = link.trouble or f"its host name {host} is still being resolved"
             self._names.resolve(host, partial(self._resolved, connection))
 
@@ -307,6 +331,7 @@ class Connections:
 
     def _connect_to(self, connection: _Connection, address: str) -> None:
         node = connection.link.node
+        connection.began = self._now()
         try:
             self._open(connection, address)
         except (zmq.ZMQError, OSError) as error:
@@ -339,6 +364,7 @@ class Connections:
             dealer.set(option, value)
         connection.monitor = self._loop.monitor(dealer, _UP | _DOWN, partial(self._on_event, connection))
         dealer.connect(endpoint(address, connection.link.node.port))
+        self._try_at(connection, connection.began + _SLOW)
         self._loop.watch(dealer)
         self._loop.watch(connection.monitor)
 
@@ -387,6 +413,8 @@ class Connections:
         if event == _UP:
             connection.up = True
             connection.probing = False
+            connection.retry_at = inf
+            self._trying.pop(connection, None)
             connection.link.trouble = ""
             self.counts["connections opened"] += 1
             self._sender.connected(connection.link, self._now())
@@ -406,7 +434,7 @@ class Connections:
             no_answer = "it does not answer" if seconds >= _HANDSHAKE else "it refuses connections, or there is no way to it"
             return shortage() or no_answer
         if seconds >= _HANDSHAKE:
-            return "it does not answer once connected; is it stopped or overloaded?"
+            return _SILENT
         return "it closes the connection at once; is it out of descriptors, or no server of ours?"
 
     def _lost(self, connection: _Connection, trouble: str) -> None:
