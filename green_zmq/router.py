@@ -100,6 +100,8 @@ class Router:
         nobody = TcpSocket(AF_UNIX, SOCK_STREAM)
         socket = self._loop.open(zmq.ROUTER, self.on_message)
         monitor: Socket | None = None
+        # Senders that are gone without a word. What libzmq offers, HEARTBEAT_TTL, ends with any message behind a heartbeat.
+        seconds = max(1, round(settings.heartbeat))
         try:
             nobody.setblocking(False)
             nobody.bind(b"")  # the kernel gives it a name that nobody knows
@@ -109,9 +111,13 @@ class Router:
                 (zmq.LINGER, int(settings.linger * 1000)),
                 (zmq.ROUTER_MANDATORY, 1),
                 (zmq.SNDHWM, _ANSWERS_HELD),
-                # Heartbeats do not tell of who is stopped with its buffers full: none is sent before what is in them.
-                (zmq.TCP_MAXRT, int(settings.heartbeat * 2000)),
                 (zmq.MAXMSGSIZE, settings.limits.message_bytes + OVERHEAD),
+                (zmq.TCP_KEEPALIVE, 1),
+                (zmq.TCP_KEEPALIVE_IDLE, seconds),
+                (zmq.TCP_KEEPALIVE_INTVL, seconds),
+                (zmq.TCP_KEEPALIVE_CNT, 2),
+                # Keepalive says nothing where something waits to be acknowledged, nor of who is stopped with its buffers full.
+                (zmq.TCP_MAXRT, seconds * 3000),
                 (zmq.USE_FD, number),
             ):
                 socket.set(option, value)
