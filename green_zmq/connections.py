@@ -359,7 +359,7 @@ class Connections:
             (zmq.HEARTBEAT_TIMEOUT, milliseconds * 2),
             (zmq.HEARTBEAT_TTL, milliseconds * 3),
             # Heartbeats wait behind what a peer that is stopped does not take.
-            (zmq.TCP_MAXRT, milliseconds * 2),
+            (zmq.TCP_MAXRT, milliseconds * 3),
         ):
             dealer.set(option, value)
         connection.monitor = self._loop.monitor(dealer, _UP | _DOWN, partial(self._on_event, connection))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.harness import Directory, Raised, Worker, wait_until
+from tests.contract.harness import Directory, Raised, Worker
 
 Start = Callable[[str], Worker]
 
@@ -139,20 +139,4 @@ def test_what_cannot_be_serialised_is_refused_where_it_is(client: Worker, server
     assert client.run("call", url=url, topic=topic, method="echo", args={"value": 1}) == 1
 
 
-# What strangers send is in tests/faults/test_fuzz.py.
-
-
-def test_a_stranger_on_the_port_of_a_server_is_told_from_it(
-    client: Worker, server: Worker, other: Worker, directory: Directory, topic: str
-) -> None:
-    """Another process has the address that the directory names: calls do not end up in it, and end when that is known."""
-    with _taken_port() as port:
-        pass
-    url = directory.url(rpc_zmq_min_port=port, rpc_zmq_max_port=port + 1)
-    server.run("serve", url=url, topic=topic, server="old")
-    assert client.run("call", url=directory.url(), topic=topic, method="who") == "old"
-    server.run("end", label="old")
-    server.run("cleanup", url=url)
-    other.run("serve", url=url, topic=topic, server="new")
-    wait_until(lambda: other.run("address", url=url)[1] == port)
-    assert client.run("calls", url=directory.url(), topic=topic, method="who", count=3) == ["new"] * 3
+# What strangers send is in tests/faults/test_fuzz.py, and who takes an address over in tests/faults/test_network.py.
