@@ -311,7 +311,7 @@ def test_changes_are_asked_in_another_thread(opener: Opener, topic: Topic) -> No
 
 def test_record_expires(opener: Opener, topic: Topic) -> None:
     short, reader = opener(expire=0.2), opener()
-    one = node()
+    one = node(pid=0)  # a process that nobody here can tell anything of
     short.sweep()
     short.announce(one, [(topic, "s")])
     assert found(reader, topic) == {Entry("s", one)}
@@ -504,6 +504,25 @@ def test_stopped_process_is_still_there(machine: Opener, topic: Topic) -> None:
             assert len(found(reader, topic)) == 1
         finally:
             os.kill(child.pid, signal.SIGCONT)
+
+
+def test_stopped_process_is_not_gone_when_its_record_expires(machine: Opener, topic: Topic) -> None:
+    """Its calls go on when it does. Nobody is sent there meanwhile."""
+    reader, writer = machine(), machine()
+
+    def work(number: int, say: Callable[[Any], None]) -> None:
+        one = node(number)
+        machine(expire=0.2).announce(one, [(topic, "s")])
+        say(one)
+
+    with processes(1, work) as (here, child):
+        (one,) = said(here, 1)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_for(lambda: not reader.look_up(topic), 2.0)
+        writer.announce(node(), [(topic, "other")])  # which removes the records of the dead
+        assert reader.is_alive(one)
+        os.kill(child.pid, signal.SIGKILL)
+        wait_for(lambda: not reader.is_alive(one), 2.0)
 
 
 def test_kill_in_the_middle_of_writing_harms_nobody(machine: Opener, topic: Topic) -> None:

@@ -47,3 +47,8 @@ def runs(process: str) -> bool:
         return process_id(rest.partition(" ")[0]) == process
     except OSError:
         return True
+
+
+def known_to_run(process: str) -> bool:
+    """Whether the process of that id, of this boot, runs; False if that cannot be told from here."""
+    return bool(process) and process.partition(" ")[0] == _namespace() and runs(process)

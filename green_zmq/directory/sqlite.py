@@ -3,7 +3,7 @@
 
 Times are of the monotonic clock, which all processes of a host share from one boot to the next; records of an earlier
 boot are dropped. A process whose pid is gone is dead at once; where pids cannot be compared (containers that share the
-file), its record expires.
+file), its record expires. One that only stands still is found by nobody once its record has expired, but is not gone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from green_zmq.config import Settings
 from green_zmq.directory.base import Listing, Stale
-from green_zmq.directory.processes import boot_id, process_id, runs
+from green_zmq.directory.processes import boot_id, known_to_run, process_id, runs
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
 
@@ -46,6 +46,7 @@ _VERSION: Final = 1
 # How long a write waits for those of other processes, seconds.
 _PATIENCE: Final = 5.0
 
+_LIVES: Final = "select instance, process, boot, expires from nodes"
 _SELECT: Final = "select n.instance, n.record, n.process, l.{} from nodes n join listeners l using (instance) where {}"
 
 
@@ -110,7 +111,9 @@ class SqliteDirectory:
         with self._errors("written"):
             self._follow()
         with self._errors("written"), self._transaction() as database:
-            database.execute("delete from nodes where expires <= ? or boot <> ?", (now, self._boot))
+            old = database.execute(f"{_LIVES} where expires <= ? or boot <> ?", (now, self._boot)).fetchall()
+            dead = [(instance,) for instance, *life in old if self._is_dead(life, now)]
+            database.executemany("delete from nodes where instance = ?", dead)
             database.execute(
                 "insert into nodes values (?, ?, ?, ?, ?) on conflict do update set expires = excluded.expires",
                 (node.instance, record, self._boot, process_id(node.pid), now + self._expire),
@@ -144,14 +147,11 @@ class SqliteDirectory:
     def is_alive(self, node: Node) -> bool:
         with self._errors("read"):
             self._follow()
-            row = self._database.execute(
-                "select process from nodes where instance = ? and boot = ? and expires > ?",
-                (node.instance, self._boot, time.monotonic()),
-            ).fetchone()
+            row = self._database.execute(f"{_LIVES} where instance = ?", (node.instance,)).fetchone()
         if row is None:
             # A file that was made anew is filled within a period: until then only a dead process is known to be gone.
             return self._followed + self._expire > time.monotonic() and bool(process_id(node.pid))
-        return runs(row[0])
+        return not self._is_dead(row[1:], time.monotonic())
 
     def listings(self) -> Iterable[Listing]:
         now = time.monotonic()
@@ -170,7 +170,7 @@ class SqliteDirectory:
         now = time.monotonic()
         with self._errors("written"):
             self._follow()
-            rows = self._database.execute("select instance, process, boot, expires from nodes").fetchall()
+            rows = self._database.execute(_LIVES).fetchall()
             dead = [(i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not runs(process)]
             if not dead:
                 return []
@@ -197,6 +197,10 @@ class SqliteDirectory:
     def close(self) -> None:
         self._database.close()
         self._watch.close()
+
+    def _is_dead(self, life: Sequence[Any], now: float) -> bool:
+        process, boot, expires = life
+        return boot != self._boot or not (runs(process) if expires > now else known_to_run(process))
 
     def _follow(self) -> None:
         """If somebody removed the file, go on with the one that is there now, as whoever starts does."""
