@@ -200,7 +200,8 @@ class Server:
 
     def begun(self, listener: Listener, incoming: Incoming) -> None:
         record = incoming.record
-        if record.forgotten or record.deadline <= self._now():
+        # A cast that was accepted is run even if its sender took this process for dead meanwhile: nobody else will run it.
+        if record.deadline <= self._now() or (record.forgotten and record.kind == wire.CALL):
             self._loop.post(self._too_late, record)
             raise Revoked(f"Message {incoming.msg_id} is too late: its sender has given it up.")
         if record.kind != wire.CALL:
@@ -321,8 +322,9 @@ class Server:
         self._refuse(incoming.record, wire.GIVEN_BACK)
         writes, self._receiver.writes = self._receiver.writes, []
         written = [self._router.write(route, frames) for route, frames in writes]
-        if not any(written) and incoming.record.kind == wire.CAST:
-            # Its sender is not there to take it back, so it is run here after all; and that is what it is told if it returns.
+        if (incoming.record.forgotten or not any(written)) and incoming.record.kind == wire.CAST:
+            # Its sender is not there to take it back, or has given it up, so it is run here after all; and that is what it is
+            # told if it returns.
             self._receiver.accept(incoming.record, self._now())
             callback = listener.on_incoming_callback
             if callback is not None:
