@@ -82,8 +82,8 @@ class Client:
         most = self._settings.limits.message_bytes
         if request.size > most:
             raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
-        self._loop.post(self._submit, request)
         try:
+            self._loop.post(self._submit, request)
             request.waiter.wait()
         except BaseException:  # the caller was killed
             with contextlib.suppress(TransportClosed):

@@ -124,10 +124,17 @@ class Loop:
         if self._over:
             raise TransportClosed("The transport was closed.")
         if self._sleeping:
-            self._sleeping = False
-            poller = self._poller
-            if poller is not None:
-                poller.wake()
+            try:
+                self._sleeping = False
+                self._wake()
+            except BaseException:  # raised in this thread by another, or by a signal: others rely on this wake
+                self._wake()
+                raise
+
+    def _wake(self) -> None:
+        poller = self._poller
+        if poller is not None:
+            poller.wake()
 
     def post_lazily(self, fn: Callable[[Any], None], argument: Any = None) -> None:
         """As :meth:`post`, but it can wait for whatever else wakes the loop."""
