@@ -26,7 +26,7 @@ from oslo_messaging.rpc.dispatcher import _dispatcher_opts
 import green_zmq
 from tests.contract import models
 from tests.contract.endpoints import ContextObject, Endpoint, Versioned, Wrapping
-from tests.contract.models import parallel, spawn, wait_until
+from tests.contract.models import parallel, wait_until
 
 EXECUTORS = {"threads": "threading", "eventlet": "eventlet", "gevent": "gevent"}
 POLICIES = {
@@ -500,71 +500,6 @@ def native_threads(url: str, topic: str, first: str) -> list[Any]:
     for outcome in outcomes:
         sent += outcome.result()
     return sent
-
-
-# Killed green threads.
-
-
-def kill_callers(url: str, topic: str, silent: str, count: int) -> dict[str, Any]:
-    """Kill green threads wherever they are in a call: to a server that answers, and to a topic that nobody serves."""
-    tag = "killed"
-    answered = _prepared(url, topic, tag=tag)
-    unanswered = _prepared(url, silent, tag=tag, timeout=60)
-    assert answered.call({}, "echo", value=0) == 0
-    ended = []
-
-    def run(client: Any, i: int) -> None:
-        try:
-            client.call({}, "echo", value=i)
-        except BaseException as error:
-            ended.append(type(error).__name__)
-            return
-        ended.append("answered")
-
-    def run_limited(client: Any, i: int) -> None:
-        try:
-            with _green_timeout(0.001 * (i % 7)):
-                client.call({}, "echo", value=i)
-        except BaseException as error:
-            ended.append(type(error).__name__)
-            return
-        ended.append("answered")
-
-    for i in range(count):
-        client = (answered, unanswered)[i % 2]
-        if i % 4 < 2:
-            thread = spawn(run, client, i)
-            for _ in range(i % 5):
-                models.sleep(0)
-            _kill(thread)
-        else:
-            spawn(run_limited, client, i)
-        if i % 50 == 0:
-            models.sleep(0.01)
-    # One that is killed before it ran at all tells nothing.
-    transport_counts = transport(url, tag)._driver.counts
-    idle = {"reply bytes": 0}
-    wait_until(lambda: not any({**leftovers(url, tag), **idle}.values()), what=f"{leftovers(url, tag)}")
-    values = [answered.call({}, "echo", value=i) for i in range(20)]
-    wait_until(lambda: not any({**leftovers(url, tag), **idle}.values()), what=f"{leftovers(url, tag)}")
-    return {"ended": len(ended), "kinds": sorted(set(ended)), "values": values, "counts": transport_counts()}
-
-
-def _kill(thread: Any) -> None:
-    if models.name == "gevent":
-        thread.kill(block=False)
-    else:
-        thread.kill()
-
-
-def _green_timeout(seconds: float) -> Any:
-    if models.name == "gevent":
-        import gevent
-
-        return gevent.Timeout(seconds)
-    import eventlet
-
-    return eventlet.Timeout(seconds)
 
 
 # A ticker.

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are killed or stopped."""
+"""Processes that are killed."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.contract.harness import Directory, Raised, Worker, wait_until
+from tests.contract.harness import Raised, Worker, wait_until
 
 Start = Callable[[str], Worker]
 
@@ -60,31 +59,6 @@ def test_a_killed_client_leaves_its_server_working(
     server.run("release", label="server")
     wait_until(lambda: len(server.run("seen", label="server")) == 2)
     assert client.run("calls", url=url, topic=topic, method="who", count=10) == ["server"] * 10
-
-
-@pytest.mark.rotated
-def test_a_server_that_was_stopped_and_continued_replies_and_runs_nothing_twice(
-    client: Worker, server_model: str, start: Start, directory: Directory, topic: str
-) -> None:
-    url = directory.url(heartbeat_interval=0.3)
-    server = start(server_model)
-    server.run("serve", url=url, topic=topic)
-    assert client.run("call", url=url, topic=topic, method="note", args={"value": "first"}) == "first"
-    resting = client.begin("call", url=url, topic=topic, method="hold", args={"value": "held"}, timeout=60)
-    wait_until(lambda: server.run("began", label="server"))
-    server.signal(signal.SIGSTOP)
-    calls = [client.begin("call", url=url, topic=topic, method="note", args={"value": i}, timeout=60) for i in range(5)]
-    cast = client.begin("cast", url=url, topic=topic, method="note", args={"value": "cast"})
-    # Long enough for the connection to be given up and made again.
-    wait_until(lambda: client.run("counts", url=url).get("connections lost", 0) >= 1)
-    server.signal(signal.SIGCONT)
-    server.run("release", label="server")
-    assert [call.result(20) for call in calls] == list(range(5))
-    assert resting.result(20) == "held"
-    cast.result(20)
-    wait_until(lambda: len(server.run("seen", label="server")) == 8)
-    seen = server.run("seen", label="server")
-    assert sorted(map(str, seen)) == sorted(map(str, ["first", "held", "cast", *range(5)]))
 
 
 @pytest.mark.rotated

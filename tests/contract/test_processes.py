@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract.harness import GREEN, Worker, following, wait_until
+from tests.contract.harness import Worker, wait_until
 
 Start = Callable[[str], Worker]
 
@@ -40,17 +40,3 @@ def test_native_threads_use_a_transport_like_its_own(
     sent = start(client_model).run("native_threads", url=url, topic=topic, first=first)
     wait_until(lambda: len(server.run("seen", label="server")) >= len(sent))
     assert sorted(server.run("seen", label="server")) == sorted(sent)
-
-
-@pytest.mark.parametrize("model", GREEN)
-def test_killed_green_threads_leave_nothing_behind(model: str, start: Start, url: str, topic: str) -> None:
-    server = start(following(model))
-    server.run("serve", url=url, topic=topic)
-    client = start(model)
-    result = client.run("kill_callers", url=url, topic=topic, silent=f"{topic}-silent", count=1000)
-    assert result["values"] == list(range(20))
-    assert result["ended"] > 500
-    assert "answered" in result["kinds"]
-    assert "GreenletExit" in result["kinds"]
-    assert result["counts"]["calls abandoned"] > 250
-    assert result["counts"]["connections open"] == 1

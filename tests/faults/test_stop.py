@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server stands still (SIGSTOP), and goes on (SIGCONT)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.harness import MODELS, Fleet, Raised, following, wait_until
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.slow
+
+Figures = Callable[..., None]
+# What the machine may take, seconds, until what has happened is seen from here.
+MARGIN = 2.0
+# Calls, and casts, of each kind.
+COUNT = 20
+
+
+class Still:
+    """A client with two servers, of which one, the victim, stands still for a while. All that is run is in a ledger."""
+
+    def __init__(self, fleet: Fleet, model: str, url: str, folder: Path) -> None:
+        self.client, self.victim = fleet.start(model), fleet.start(following(model))
+        self.other = fleet.start(following(following(model)))
+        self.url = url
+        self.topic = f"topic-{model}"
+        self.model = model
+        self._ledger = folder / f"ledger-{model}"
+        self._sent: list[str] = []
+        self._load: Future[Any] = Future()
+        self.notice = 0.0
+        self.recover = 0.0
+
+    def call(self, value: str, method: str = "note") -> Future[Any]:
+        """To the victim."""
+        self._sent.append(value)
+        how = {"url": self.url, "topic": self.topic, "server": "victim", "method": method, "timeout": 200}
+        return self.client.begin("call", args={"value": value}, **how)
+
+    def casts(self, name: str) -> Future[Any]:
+        """To the victim."""
+        values = [f"{name}-{i}" for i in range(COUNT)]
+        self._sent += values
+        how = {"url": self.url, "topic": self.topic, "server": "victim", "method": "note"}
+        return self.client.begin("casts_together", values=values, **how)
+
+    def run(self, seconds: float, limit: float) -> list[Future[Any]]:
+        """The calls that the victim was sent before it was known to stand still, when it has done so and gone on.
+
+        :param limit: within which it must be noticed.
+        """
+        client, victim = self.client, self.victim
+        how = {"url": self.url, "topic": self.topic}
+        victim.run("faults.ledger.serve", **how, server="victim", path=str(self._ledger), pool=4)
+        victim.run("serve", url=self.url, topic=f"{self.topic}-aside", server="aside")
+        self.other.run("faults.ledger.serve", **how, server="other", path=str(self._ledger))
+        early = [self.call(f"running-{i}", "hold") for i in range(4)]
+        wait_until(lambda: len(self.written()) == 4)
+        self.casts("accepted").result(20)
+        client.run("load.start", **how, callers=4, servers=[""], timeout=200)
+        wait_until(lambda: sum(client.run("load.done", topic=self.topic).values()) > 100)
+        lost = self.lost_connections()
+        victim.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        early += [self.call(f"written-{i}") for i in range(COUNT)]
+        casts = [self.casts("written-cast")]
+        wait_until(lambda: time.monotonic() > stopped + limit / 3)
+        self._load = client.begin("load.stop", topic=self.topic)
+        wait_until(lambda: self.lost_connections() > lost, seconds, "its standstill to be noticed")
+        self.notice = time.monotonic() - stopped
+        assert self.notice < limit
+        casts.append(self.casts("waiting-cast"))
+        late = [self.call(f"waiting-{i}") for i in range(COUNT)]
+        while time.monotonic() < stopped + seconds:
+            assert client.run("calls", **how, method="who", count=COUNT) == ["other"] * COUNT
+            time.sleep(0.2)  # between them
+        assert not any(call.done() for call in late)
+        victim.signal(signal.SIGCONT)
+        went_on = time.monotonic()
+        # Its workers are still busy, so what it accepted before is not begun yet; a listener of its own has others.
+        assert client.run("call", url=self.url, topic=f"{self.topic}-aside", method="who", timeout=60) == "aside"
+        self.recover = time.monotonic() - went_on
+        victim.run("release", label="victim")
+        for future in [*late, *casts]:
+            future.result(60)
+        return early
+
+    def lost_connections(self) -> int:
+        return int(self.client.run("counts", url=self.url)["connections lost"])
+
+    def written(self) -> list[str]:
+        return self._ledger.read_text().splitlines() if self._ledger.exists() else []
+
+    def end(self, *, uncertain: str = "none") -> tuple[dict[str, Any], int, int]:
+        """How the calls to any server went all the time; how many messages were lost; how many were run twice.
+
+        :param uncertain: begins the names of what need not have been run.
+        """
+        must = {value for value in self._sent if not value.startswith(uncertain)}
+        wait_until(lambda: must <= set(self.written()), what="all to be run")
+        load = self._load.result(60)
+        assert load["wrong"] == 0
+        idle = {"reply bytes": 0}
+        wait_until(lambda: not any({**self.client.run("leftovers", url=self.url), **idle}.values()), what="all to be over")
+        times = Counter(self.written())
+        lost = [value for value in must if value not in times]
+        twice = [value for value, count in times.items() if count > 1]
+        assert (lost, twice) == ([], [])
+        assert set(times) <= {*self._sent, *(value for value in times if value.startswith("["))}
+        assert sum(value.startswith("[") for value in times) >= load["calls"] - len(load["errors"])
+        return load, len(lost), len(twice)
+
+
+def stand_still(still: Still, seconds: float, interval: float) -> dict[str, float]:
+    early = still.run(seconds, 3 * interval + MARGIN)
+    values = [call.result(60) for call in early]
+    assert values == [*[f"running-{i}" for i in range(4)], *[f"written-{i}" for i in range(COUNT)]]
+    load, lost, twice = still.end()
+    assert load["errors"] == []
+    return {
+        "notice": still.notice,
+        "recover": still.recover,
+        "lost": lost,
+        "twice": twice,
+        "noticed_after_heartbeats": still.notice / interval,
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_server_that_stands_still_for_3_s(model: str, fleet: Fleet, tmp_path: Path, figures: Figures) -> None:
+    url = f"zmq://?directory_path={tmp_path}/directory.sqlite&heartbeat_interval=0.5"
+    figures("server stopped for 3 s", model, **stand_still(Still(fleet, model, url, tmp_path), 3, 0.5))
+
+
+def test_servers_that_stand_still_for_60_s(fleet: Fleet, tmp_path: Path, figures: Figures) -> None:
+    """With all options as they are by default. The models stand still side by side."""
+    all_still = [Still(fleet, m, f"zmq://?directory_path={tmp_path}/{m}.sqlite", tmp_path) for m in MODELS]
+    with ThreadPoolExecutor() as executor:
+        found = executor.map(lambda still: stand_still(still, 60, 10), all_still)
+        for still, values in zip(all_still, found, strict=True):
+            figures("server stopped for 60 s", still.model, **values)
+
+
+# For longer than its record in the directory lives.
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+_SHORT = "heartbeat_interval=0.5&zmq_target_update=1&zmq_target_expire=3"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_server_that_stands_still_for_longer_than_its_record_lives(
+    model: str, fleet: Fleet, tmp_path: Path, figures: Figures
+) -> None:
+    """On one machine a process that is there is not gone, however long it stands still."""
+    url = f"zmq://?directory_path={tmp_path}/directory.sqlite&{_SHORT}"
+    figures("server stopped until its record expires, SQLite", model, **stand_still(Still(fleet, model, url, tmp_path), 8, 0.5))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_server_that_stands_still_for_longer_than_its_record_in_redis_lives(
+    model: str, fleet: Fleet, redis: RedisServer, tmp_path: Path, figures: Figures
+) -> None:
+    """It counts as gone then: calls that it had end, run or not. Casts that it had acknowledged are run all the same."""
+    url = f"zmq+redis://{redis.address}/0?rpc_zmq_host=127.0.0.1&{_SHORT}"
+    still = Still(fleet, model, url, tmp_path)
+    for call in still.run(8, 3 * 0.5 + MARGIN):
+        with pytest.raises(Raised, match="ServerGone"):
+            call.result(60)
+    load, lost, twice = still.end(uncertain="written-")
+    assert all("ServerGone" in error for error in load["errors"])
+    found = {"notice": still.notice, "recover": still.recover, "lost": lost, "twice": twice}
+    figures("server stopped until its record expires, Redis", model, **found)
