@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import functools
 import gc
-import itertools
 import logging
 import os
 import resource
@@ -362,113 +361,6 @@ def call_until(url: str, topic: str, method: str, label: str, **how: Any) -> dic
         slowest = max(slowest, time.monotonic() - began)
         done += 1
     return {"done": done, "slowest": slowest, "errors": errors}
-
-
-# Forks.
-
-
-def _child(fn: Callable[[], None]) -> int:
-    """Fork, and run it in the child; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        fn()
-        status = 0
-    except BaseException:
-        logging.exception("in a forked child")
-    finally:
-        os._exit(status)
-
-
-def _wait_for(pids: list[int], limit: float = 30) -> list[int]:
-    """The exit codes."""
-    codes: dict[int, int] = {}
-    end = time.monotonic() + limit
-    while len(codes) < len(pids) and time.monotonic() < end:
-        for pid in set(pids) - set(codes):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-        models.sleep(0.01)
-    for pid in set(pids) - set(codes):
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        codes[pid] = -9
-    return list(codes.values())
-
-
-def _send_some(url: str, topic: str, name: str) -> list[str]:
-    """Calls and casts, each with a value of its own; the values."""
-    client = _prepared(url, topic, tag="forked")
-    values = [f"{name} {i}" for i in range(20)]
-    for i, value in enumerate(values):
-        if i % 2:
-            client.cast({}, "note", value=value)
-        else:
-            assert client.call({}, "note", value=value) == value
-    return values
-
-
-def fork_before_use(url: str, topic: str, children: int) -> dict[str, Any]:
-    """A master makes the transport, its children and itself use it."""
-    transport(url, "forked")
-    pids = [_child(functools.partial(_send_some, url, topic, f"child {i}")) for i in range(children)]
-    sent = _send_some(url, topic, "parent")
-    return {"codes": _wait_for(pids), "sent": [*sent, *(f"child {i} {j}" for i in range(children) for j in range(20))]}
-
-
-def fork_after_use(url: str, topic: str, children: int) -> dict[str, Any]:
-    """The same, but the transport is in use in the parent, before, while and after it forks."""
-    parent = os.getpid()
-    sent: list[str] = []
-    state = {"stop": False}
-
-    def keep_calling(name: str) -> int:
-        client = _prepared(url, topic, tag="forked")
-        for i in itertools.count():
-            # Where green threads survive in a child, those of the parent are not to go on there.
-            if state["stop"] or os.getpid() != parent:
-                return i
-            value = f"{name} {i}"
-            assert client.call({}, "note", value=value) == value
-            sent.append(value)
-        raise AssertionError("unreachable")
-
-    sent += _send_some(url, topic, "parent first")
-    outcomes = parallel([functools.partial(keep_calling, f"parent {i}") for i in range(4)])
-    before = len(sent)
-    wait_until(lambda: len(sent) > before + 20)
-    pids = [_child(functools.partial(_send_some, url, topic, f"child {i}")) for i in range(children)]
-    codes = _wait_for(pids)
-    before = len(sent)
-    wait_until(lambda: len(sent) > before + 20)
-    state["stop"] = True
-    for outcome in outcomes:
-        outcome.result()
-    return {"codes": codes, "sent": [*sent, *(f"child {i} {j}" for i in range(children) for j in range(20))]}
-
-
-def serve_in_child(url: str, topic: str, client_calls: int) -> dict[str, Any]:
-    """A master that has used its transport forks a worker that listens; the master then calls it."""
-    tag = "forked"
-    transport(url, tag)
-    serve(url, f"{topic}-warm", "warm", tag=tag)
-    assert call(url, f"{topic}-warm", "echo", {"value": 1}, tag=tag) == 1
-    end("warm")
-    read, write = os.pipe()
-
-    def work() -> None:
-        serve(url, topic, "child", tag=tag)
-        wait_until(lambda: _servers["child"][1].released or len(seen("child")) >= client_calls, 20)
-        end("child")
-
-    pid = _child(work)
-    os.close(read)
-    os.close(write)
-    values = [call(url, topic, "note", {"value": i}, tag=tag, timeout=15) for i in range(client_calls)]
-    return {"codes": _wait_for([pid]), "values": values}
 
 
 # Native threads.

@@ -36,6 +36,10 @@ class Ledger(Endpoint):
         models.wait_until(lambda: self.released, 200)
         return value
 
+    def free(self, ctxt: Any) -> None:
+        """Let the handlers go that were told to hold."""
+        self.released = True
+
 
 def serve(url: str, topic: str, server: str, path: str, pool: int | None = None, tag: str = "") -> None:
     """As the contract's, known by its name."""
