@@ -72,6 +72,7 @@ class Resolver:
         self._listeners: set[tuple[Topic, str]] = set()
         self._announce_at = inf
         self._watch_at = inf
+        self._reread_at = inf
 
     # What the directory is told.
 
@@ -149,7 +150,7 @@ class Resolver:
         """As long as requests wait for a server, look whether one has appeared."""
         awaited = self._sender.awaited()
         if not awaited:
-            self._watch_at = inf
+            self._watch_at = self._reread_at = inf
         elif self._watch_at == inf:
             if self._directory is None or self._asker.failing:
                 self._watch_at = now + _RETRY
@@ -157,6 +158,10 @@ class Resolver:
             else:
                 self._watch_at = now + _WATCH
                 self._check(now)
+                if self._reread_at <= now:  # news may have been lost, or an answer been older than the news
+                    self._stale.update(dict.fromkeys(awaited))
+                if self._reread_at <= now or self._reread_at == inf:
+                    self._reread_at = now + self._settings.update
             for topic in [topic for topic in awaited if topic in self._stale]:
                 self.look_up(topic)
         self._set_due()

@@ -84,7 +84,7 @@ class Promises:
                 for service in process.services
                 if service.key[:2] == message.key[:2] and service.registered < now - _KNOWN and not process.stopping
             ]
-        world.clock.at(self._limit(message) + _SLACK, self._must_have_ended, message)
+        world.clock.at(self._limit(message) + _SLACK + 3 * message.sender.slow, self._must_have_ended, message)
 
     def ends(self, message: Message) -> None:
         now = message.ended = self._world.clock.now
@@ -100,7 +100,7 @@ class Promises:
             ):
                 self.broken(3, f"{message} raised {error!r}")
             self._check_undeliverable(message)
-            if isinstance(error, MessageDeliveryFailure) and message.kind == CAST and message.retry is None and message.runs:
+            if message.runs and message.retry is None and "it was sent to" not in str(error):
                 self.broken(3, f"{message} was run, and its caller got {error!r}")
         elif message.required and not self._could_exist(message):
             self.broken(7, f"{message} did not fail although nobody is registered")
