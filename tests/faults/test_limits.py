@@ -186,13 +186,15 @@ def test_calls_of_256_callers_to_a_pool_of_one(
     in_vain = [f"in vain {i}" for i in range(256)]
     memory = Memory(server)
     began = time.monotonic()
-    result = client.run("faults.limits.send", limit=110, **how, values=in_vain, timeout=4)
+    result = client.run("faults.limits.send", limit=110, **{**how, "load": 10 * KIB}, values=in_vain, timeout=4)
     notice = time.monotonic() - began
     assert result["done"] == {}
     texts = list(result["errors"].values())
     assert all(text.startswith("MessagingTimeout: ") for text in texts)
     assert sum("accepted it and did not reply" in text for text in texts) <= 9
-    assert sum("all its servers are busy" in text for text in texts) >= 240, texts
+    # Some may be asking once more at that moment.
+    assert sum("busy" in text for text in texts) >= 240, texts
+    assert any("all its servers are busy" in text for text in texts)
     # The flood ends: those that nobody waits for any more are not begun, new ones are. How long they were on their way the
     # server does not know, and that may be long here: at the most as long as they had.
     until = time.monotonic() + 4
@@ -282,7 +284,7 @@ def test_a_client_that_does_not_read_its_replies(
     wait_until(lambda: memory.back(server) < cache + 24, 60, what=lambda: memory.back(server))
     notice = time.monotonic() - began
     peak = memory.peak
-    assert peak < callers + cache + 48
+    assert peak < 2 * callers, "each is there twice at the most: encoded, and as libzmq has it"
     began = time.monotonic()
     client.signal(signal.SIGCONT)
     result = calls.result(100)
@@ -356,19 +358,17 @@ def test_a_fanout_with_a_member_that_takes_nothing(
     values = [str(i) for i in range(20)]
     client.run("faults.limits.send", url=url, topic=topic, kind="fanout", callers=1, values=values)
     began = time.monotonic()
-    wait_until(lambda: [line for line in client.run("logged") if "fanout" in line])
-    notice = time.monotonic() - began
-    lines = [line for line in client.run("logged") if "fanout" in line]
-    for line in lines:
-        assert f"pid {slow.process.pid}" in line
-        assert "busy" in line
-    assert sum(int(line.split()[2]) for line in lines) in range(14, 17)
-    slow.run("release", label="slow")
-    # What it had accepted it runs, unless it is too late for that.
 
     def lost() -> int:
         return sum(int(line.split()[2]) for line in client.run("logged") if "lost" in line and "fanout" in line)
 
+    wait_until(lambda: lost() >= 14)
+    notice = time.monotonic() - began
+    for line in client.run("logged"):
+        assert f"pid {slow.process.pid}" in line
+        assert "busy" in line or "did not begin it in time" in line
+    slow.run("release", label="slow")
+    # What it had accepted it runs, unless it is too late for that.
     wait_until(lambda: lost() + len((tmp_path / "slow").read_text().splitlines()) == 20, what=lambda: client.run("logged"))
     idle(client, url)
     run = (tmp_path / "slow").read_text().splitlines()
@@ -446,7 +446,7 @@ def test_a_message_above_the_limit_is_an_error_at_once_and_disturbs_nobody_else(
     assert held.result(20) == 7
     assert server.run("seen", label="server") == [7]
     assert client.run("call", **how, method="echo", args={"value": "x" * 90_000}) == "x" * 90_000
-    assert client.run("counts", url=of_client)["connections lost"] == before["connections lost"]
+    assert client.run("counts", url=of_client)["connections lost"] == before.get("connections lost", 0)
     figures(f"message above the limit of {limited}", client_model, notice=worst)
 
 
