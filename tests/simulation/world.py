@@ -96,6 +96,8 @@ class World:
         self._callers: dict[greenlet, Process] = {}
         self._workers = pick.choice((1, 1, 2, 4))
         self._rate = pick.choice((1.0, 4.0, 10.0))
+        # Some worlds have much of one fault and none of another, which shows what is rare where all are mixed.
+        self._emphasis = [pick.choice((0.1, 1, 1, 4)) for _ in range(40)]
         self._end = clock.now + _FAULTS
         for i in range(pick.choice((1, 2, 3, 4))):
             self.boot(f"10.0.0.{i if pick.random() < 0.7 else 0}", 5000 + i, serves=True)
@@ -222,7 +224,8 @@ class World:
         if clock.now >= self._end:
             return
         faults = self._faults()
-        (fault,) = clock.random.choices([fault for _, fault in faults], [weight for weight, _ in faults])
+        weights = [weight * emphasis for (weight, _), emphasis in zip(faults, self._emphasis, strict=False)]
+        (fault,) = clock.random.choices([fault for _, fault in faults], weights)
         clock.note(f"fault: {fault.__name__}")
         fault()
         clock.after(clock.random.expovariate(1.0), self._break)
@@ -351,7 +354,9 @@ class World:
             connection.down.repeat()
 
     def _crash(self) -> None:
-        if process := self._any(self._living()):
+        living = self._living()
+        working = [process for process in living if any(service.idle < service.workers for service in process.services)]
+        if process := self._any(working or living):
             self._kill(process)
 
     def _kill(self, process: Process) -> None:
