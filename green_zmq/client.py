@@ -40,7 +40,8 @@ class Client:
         self._resolver = resolver
         self._settings = settings
         self._now = now
-        self._closed = False
+        # Why nothing is sent any more, if so.
+        self._closed = ""
 
     # For all threads.
 
@@ -113,15 +114,15 @@ class Client:
         if sender.lost or sender.failed:
             self._log_ends()
 
-    def close(self) -> None:
+    def close(self, reason: str = "the transport was closed") -> None:
         """End what is pending, and whatever comes from now on."""
-        self._closed = True
+        self._closed = reason
         self._sender.close(self._now())
         self.settle()
 
     def _submit(self, request: Outgoing) -> None:
         if self._closed:
-            request.error = TransportClosed(f"The message to {request.key} was not sent: the transport was closed.")
+            request.error = TransportClosed(f"The message to {request.key} was not sent: {self._closed}.")
             request.waiter.set()
             return
         now = self._now()

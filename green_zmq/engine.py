@@ -139,9 +139,9 @@ class Engine:
     def _gone(self, node: Node) -> None:
         self.client.gone(node.instance)
 
-    def _crashed(self) -> None:
+    def _crashed(self, reason: str) -> None:
         self.over = True
-        self.client.close()
+        self.client.close(reason)
 
 
 def make_engine(settings: Settings, model: Model) -> Engine:

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, cast
 import zmq
 from zmq.backend import Socket as _Libzmq
 
+from green_zmq.descriptors import no_descriptors, shortage
 from green_zmq.errors import TransportClosed
 from green_zmq.executors.base import Event, Model, Poller
 
@@ -92,8 +93,8 @@ class Loop:
         self.timed: list[Timed] = []
         # Called after each round, to write what it decided.
         self.settle: Callable[[], None] = lambda: None
-        # Called when the loop must end because of a defect.
-        self.on_crash: Callable[[], None] | None = None
+        # Called with the reason when the loop must end because of a defect, or cannot begin.
+        self.on_crash: Callable[[str], None] | None = None
         self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._poller: Poller | None = None
         self._sleeping = False
@@ -232,13 +233,20 @@ class Loop:
 
     def _run(self) -> None:
         try:
-            poller = self._poller = self.model.Poller()
+            try:
+                poller = self._poller = self.model.Poller()
+            except OSError as error:  # there were enough descriptors just before
+                reason = shortage() or no_descriptors(error.errno)
+                LOG.error("a transport cannot begin its work: %s", reason)
+                if self.on_crash is not None:
+                    self.on_crash(reason)
+                return
             self._turn(poller)
         except BaseException as error:
             if not self._over:
                 LOG.critical("the loop of a transport ended because of a defect: %s", error, exc_info=True)
                 if self.on_crash is not None:
-                    self.on_crash()
+                    self.on_crash("the transport was closed")
             raise
         finally:
             self._end()
