@@ -137,7 +137,9 @@ def tables(url: str) -> dict[str, int]:
 
 def begin(url: str) -> None:
     """A transport that has begun its work, and asked nobody for anything yet."""
-    scenarios.transport(url)._driver.listen(oslo_messaging.Target(topic="unused", server="unused"), 1, None)
+    driver = scenarios.transport(url)._driver
+    driver.listen(oslo_messaging.Target(topic="unused", server="unused"), 1, None)
+    models.wait_until(lambda: driver._engine._loop._poller is not None)
 
 
 def boot() -> str:
