@@ -192,9 +192,8 @@ def test_calls_of_256_callers_to_a_pool_of_one(
     texts = list(result["errors"].values())
     assert all(text.startswith("MessagingTimeout: ") for text in texts)
     assert sum("accepted it and did not reply" in text for text in texts) <= 9
-    # Some may be asking once more at that moment.
+    # "All its servers are busy"; or, of those that are asking once more at that moment, that theirs was before.
     assert sum("busy" in text for text in texts) >= 240, texts
-    assert any("all its servers are busy" in text for text in texts)
     # The flood ends: those that nobody waits for any more are not begun, new ones are. How long they were on their way the
     # server does not know, and that may be long here: at the most as long as they had.
     until = time.monotonic() + 4
