@@ -37,7 +37,9 @@ class Asker:
         self.opened: Callable[[Directory], None] = _ignore
         self._loop = loop
         self._settings = settings
-        self._jobs: deque[tuple[Callable[[Directory], Any], Then] | None] = deque()
+        self._jobs: deque[Callable[[Directory], Any] | None] = deque()
+        # Who waits for what the native thread has not answered yet, the oldest job first.
+        self._unanswered: deque[Then] = deque()
         # Tells the native thread, once it runs, that there is a job.
         self._wake: int | None = None
         self._ended = False
@@ -54,7 +56,8 @@ class Asker:
                 then(DirectoryError(f"The directory {self._settings.directory_place} cannot be asked: {shortage() or error}."))
                 return
             self._loop.model.start_native(self._work)
-        self._put((job, then))
+        self._unanswered.append(then)
+        self._put(job)
 
     def end(self) -> None:
         """End the thread when what was asked is answered."""
@@ -62,8 +65,14 @@ class Asker:
             self._put(None)
         self._ended = True
 
-    def _put(self, item: tuple[Callable[[Directory], Any], Then] | None) -> None:
-        self._jobs.append(item)
+    def close(self) -> None:
+        """Wait for no answer any more: a directory that does not answer is not to hold up who closes a transport."""
+        self._ended = True
+        while self._unanswered:
+            self._unanswered.popleft()(DirectoryError("The transport is being closed."))
+
+    def _put(self, job: Callable[[Directory], Any] | None) -> None:
+        self._jobs.append(job)
         assert self._wake is not None
         os.eventfd_write(self._wake, 1)
 
@@ -76,13 +85,12 @@ class Asker:
                 if not self._jobs:
                     error = self._wait(directory)
                     if error is not None or (cut_off and not self._jobs):  # else it was woken by a job, not by its mending
-                        self._loop.post(self._answered, (_ignore, error))
+                        self._loop.post(self._heard, error)
                         cut_off = error is not None
                     continue
-                item = self._jobs.popleft()
-                if item is None:
+                job = self._jobs.popleft()
+                if job is None:
                     break
-                job, then = item
                 answer: Any
                 try:
                     if directory is None:
@@ -94,7 +102,7 @@ class Asker:
                     answer = error
                 except Exception as error:
                     answer = DirectoryError(f"The directory failed because of a defect: {error!r}")
-                self._loop.post(self._answered, (then, answer))
+                self._loop.post(self._answered, answer)
         if directory is not None:
             directory.close()
         assert self._wake is not None
@@ -120,8 +128,12 @@ class Asker:
             return DirectoryError(f"The directory failed because of a defect: {error!r}")
         return None
 
-    def _answered(self, result: tuple[Then, Any]) -> None:
-        then, answer = result
+    def _answered(self, answer: Any) -> None:
+        if self._unanswered:  # else all were told that nobody waits any more
+            self._heard(answer)
+            self._unanswered.popleft()(answer)
+
+    def _heard(self, answer: Any) -> None:
         failing = isinstance(answer, DirectoryError)
         if failing != self.failing:
             self.failing = failing
@@ -129,4 +141,3 @@ class Asker:
                 LOG.warning("%s Servers that are known already go on being used.", answer)
             else:
                 LOG.warning("The directory %s answers again.", self._settings.directory_place)
-        then(answer)

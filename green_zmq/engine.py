@@ -47,6 +47,7 @@ class Engine:
         self._settings = settings
         self._loop = loop
         self._router = router
+        self._asker = asker
         self._sender = sender = Sender(self.instance, settings.limits, Table())
         self._receiver = Receiver(self.instance)
         self._resolver = Resolver(asker, sender, settings, now, self._gone)
@@ -131,6 +132,7 @@ class Engine:
             self.over = True
             self.due = inf
             self.client.close()
+            self._asker.close()
             linger = max(self._close_by - self._now(), _WITHDRAW)
             self._connections.close(linger)
             self.server.close(linger)
@@ -142,6 +144,7 @@ class Engine:
     def _crashed(self, reason: str) -> None:
         self.over = True
         self.client.close(reason)
+        self._asker.close()
 
 
 def make_engine(settings: Settings, model: Model) -> Engine:

@@ -135,25 +135,33 @@ class Asker:
         self._process = process
         self._store = store
         self._handle: Handle | None = None
-        self._jobs: deque[tuple[Callable[[Any], Any], Callable[[Any], None]]] = deque()
+        self._jobs: deque[Callable[[Any], Any]] = deque()
+        self._unanswered: deque[Callable[[Any], None]] = deque()
         self._working = False
         self._ended = False
+        self._answer_at = 0.0
 
     def ask(self, job: Callable[[Any], Any], then: Callable[[Any], None]) -> None:
         if self._ended:
             then(DirectoryError("The transport is being closed."))
             return
-        self._jobs.append((job, then))
+        self._jobs.append(job)
+        self._unanswered.append(then)
         self._go_on()
 
     def end(self) -> None:
         self._ended = True
 
+    def close(self) -> None:
+        self._ended = True
+        while self._unanswered:
+            self._unanswered.popleft()(DirectoryError("The transport is being closed."))
+
     def notice(self, *, failing: bool) -> None:
         """What a thread notices that waits for news."""
         if self._handle is not None and self._process.alive:
             self._handle.miss()
-            self._post(lambda _: None, DirectoryError("the directory is away") if failing else None)
+            self._post(self._heard, DirectoryError("the directory is away") if failing else None)
 
     def _go_on(self) -> None:
         if self._jobs and not self._working:
@@ -167,7 +175,7 @@ class Asker:
                 self._working = True
                 self._store.clock.after(0.1, self._work)
             return
-        job, then = self._jobs.popleft()
+        job = self._jobs.popleft()
         answer: Any
         if self._store.away:
             answer = DirectoryError("the directory is away")
@@ -177,7 +185,8 @@ class Asker:
                 self._post(self.opened, self._handle)
             answer = job(self._handle)
         delay = self._store.clock.random.random() * self._store.late
-        self._store.clock.after(delay, self._post, self._answered, (then, answer))
+        self._answer_at = max(self._answer_at, self._store.clock.now + delay)  # in the order of the questions
+        self._store.clock.at(self._answer_at, self._post, self._answered, answer)
         self._go_on()
 
     def _post(self, fn: Callable[[Any], None], argument: Any) -> None:
@@ -186,7 +195,10 @@ class Asker:
         except TransportClosed:
             self._jobs.clear()
 
-    def _answered(self, result: tuple[Callable[[Any], None], Any]) -> None:
-        then, answer = result
+    def _answered(self, answer: Any) -> None:
+        if self._unanswered:
+            self._heard(answer)
+            self._unanswered.popleft()(answer)
+
+    def _heard(self, answer: Any) -> None:
         self.failing = isinstance(answer, DirectoryError)
-        then(answer)
