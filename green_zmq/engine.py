@@ -74,10 +74,14 @@ class Engine:
             raise OutOfDescriptors(f"The transport cannot begin its work: {reason}.")
         self._loop.start()
 
-    def close(self) -> None:
+    def begin_close(self) -> None:
         """Try to empty the outbox, for as long as ``zmq_linger`` says; withdraw from the directory; end the loop."""
         with contextlib.suppress(TransportClosed):
             self._loop.post(self._begin_close)
+
+    def close(self) -> None:
+        """Do so, and wait for its end."""
+        self.begin_close()
         self._loop.join()
 
     def abandon(self) -> None:
@@ -170,9 +174,11 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     """A program that ends without having cleaned up its transports has its last casts delivered all the same."""
-    for engine in list(_engines):
-        if not engine.over:
-            engine.close()
+    engines = [engine for engine in list(_engines) if not engine.over]
+    for engine in engines:  # all linger at the same time
+        engine.begin_close()
+    for engine in engines:
+        engine.close()
 
 
 os.register_at_fork(after_in_child=_after_fork)
