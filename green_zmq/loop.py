@@ -254,9 +254,8 @@ class Loop:
     def _turn(self, poller: Poller) -> None:  # noqa: C901 (one loop, in one piece: nothing of it makes sense alone)
         mailbox, touched = self._mailbox, self._touched
         while not self._stopping:
-            for _ in range(min(len(mailbox), _BURST)):
-                fn, argument = mailbox.popleft()
-                fn(argument)
+            if mailbox:
+                self._take_posts()
             if touched:
                 ready = list(touched)
                 touched.clear()
@@ -286,6 +285,13 @@ class Loop:
             self._sleeping = False
             for socket in fired:
                 touched[socket] = None
+
+    def _take_posts(self) -> None:
+        """In a frame of its own: that of the loop would keep the last one, a large message maybe, until the next comes."""
+        mailbox = self._mailbox
+        for _ in range(min(len(mailbox), _BURST)):
+            fn, argument = mailbox.popleft()
+            fn(argument)
 
     def _tick(self, now: float) -> None:
         for timed in self.timed:
