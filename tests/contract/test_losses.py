@@ -33,34 +33,6 @@ def test_a_killed_server_ends_its_calls_at_once_and_others_take_over(
     assert client.run("calls", url=url, topic=topic, method="who", count=4, timeout=20) == ["other"] * 4
 
 
-def test_calls_made_right_after_a_kill_go_to_another_server(
-    client: Worker, server_model: str, start: Start, other: Worker, url: str, topic: str
-) -> None:
-    victim = start(server_model)
-    victim.run("serve", url=url, topic=topic, server="victim")
-    other.run("serve", url=url, topic=topic, server="other")
-    assert sorted(client.run("calls", url=url, topic=topic, method="who", count=2)) == ["other", "victim"]
-    victim.kill()
-    # Each is at most written into a connection that nobody reads any more: certain not to have run, it goes to the other.
-    answers = client.run("calls", url=url, topic=topic, method="who", count=6, timeout=20)
-    assert answers == ["other"] * 6
-
-
-def test_a_killed_client_leaves_its_server_working(
-    client: Worker, server: Worker, client_model: str, start: Start, url: str, topic: str
-) -> None:
-    server.run("serve", url=url, topic=topic)
-    victim = start(client_model)
-    victim.begin("call", url=url, topic=topic, method="hold", args={"value": 1}, timeout=60)
-    victim.begin("call_fill", url=url, topic=topic, method="hold", size=1 << 22, timeout=60)
-    wait_until(lambda: len(server.run("began", label="server")) == 2)
-    victim.kill()
-    assert client.run("call", url=url, topic=topic, method="echo", args={"value": 2}) == 2
-    server.run("release", label="server")
-    wait_until(lambda: len(server.run("seen", label="server")) == 2)
-    assert client.run("calls", url=url, topic=topic, method="who", count=10) == ["server"] * 10
-
-
 @pytest.mark.rotated
 def test_casts_survive_the_death_of_a_server_that_had_not_begun_them(
     client: Worker, server_model: str, start: Start, server: Worker, url: str, topic: str
@@ -69,7 +41,10 @@ def test_casts_survive_the_death_of_a_server_that_had_not_begun_them(
     victim = start(server_model)
     victim.run("serve", url=url, topic=topic, server="victim")
     assert client.run("call", url=url, topic=topic, method="who") == "victim"
+    before = client.run("counts", url=url)["connections lost"]
     victim.kill()
+    # What is written before that is noticed may have been run.
+    wait_until(lambda: client.run("counts", url=url)["connections lost"] > before)
     client.run("casts", url=url, topic=topic, method="note", values=[0, 1])
     server.run("serve", url=url, topic=topic, pool=1)
     wait_until(lambda: len(server.run("seen", label="server")) == 2)
