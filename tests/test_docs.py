@@ -76,6 +76,13 @@ def test_it_can_be_parsed(path: Path) -> None:
 
 
 @documents
+def test_tests_that_it_names_are_there(path: Path) -> None:
+    source = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
+    assert {text for text in literals(path) if re.fullmatch(r"test_\w+", text)} <= there
+
+
+@documents
 def test_files_that_it_names_are_there(path: Path) -> None:
     for node in parsed(path)[0].findall(nodes.reference):
         target = str(node.get("refuri", "")).partition("#")[0]

@@ -38,8 +38,9 @@ def test_a_call_without_a_reply_ends_at_its_deadline_and_names_who_has_it(
 
 def test_a_reply_after_the_deadline_reaches_nobody(client: Worker, server: Worker, url: str, topic: str) -> None:
     server.run("serve", url=url, topic=topic)
+    assert client.run("call", url=url, topic=topic, method="who") == "server"
     with pytest.raises(Raised, match="MessagingTimeout"):
-        client.run("call", url=url, topic=topic, method="hold", args={"value": "late"}, timeout=0.3)
+        client.run("call", url=url, topic=topic, method="hold", args={"value": "late"}, timeout=1)
     server.run("release", label="server")
     wait_until(lambda: server.run("seen", label="server") == ["late"])
     values = [f"v{i}" for i in range(10)]
