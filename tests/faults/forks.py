@@ -161,6 +161,7 @@ def serve_in_children(url: str, topic: str, children: int, calls: int, path: str
         ledger.serve(url, topic, f"child-{number}", path, tag=TAG)
         wait_until(lambda: set(sent) <= set(Path(path).read_text().split()), 60)
         scenarios.end(f"child-{number}")
+        transport(url, TAG).cleanup()  # which waits for the last replies to be sent
 
     pids = [_child(functools.partial(work, number)) for number in range(children)]
     client = _client(url, topic)
