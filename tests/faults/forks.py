@@ -23,7 +23,7 @@ TAG = "forked"
 _CALLERS, _MESSAGES = 8, 25
 
 
-def _child(fn: Callable[[], None]) -> int:
+def child(fn: Callable[[], None]) -> int:
     """Fork, and run it in the child; its pid."""
     pid = os.fork()
     if pid:
@@ -86,9 +86,9 @@ def _send_in_child(url: str, topic: str, name: str) -> int:
     def work() -> None:
         _send(url, topic, name)
         if name == "child-0":
-            assert _wait_for([_child(functools.partial(_send, url, topic, "grandchild"))]) == [0]
+            assert _wait_for([child(functools.partial(_send, url, topic, "grandchild"))]) == [0]
 
-    return _child(work)
+    return child(work)
 
 
 def fork_before_use(url: str, topic: str, children: int) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def serve_in_children(url: str, topic: str, children: int, calls: int, path: str
         scenarios.end(f"child-{number}")
         transport(url, TAG).cleanup()  # which waits for the last replies to be sent
 
-    pids = [_child(functools.partial(work, number)) for number in range(children)]
+    pids = [child(functools.partial(work, number)) for number in range(children)]
     client = _client(url, topic)
     outcomes = parallel([functools.partial(client.call, {}, "note", value=value) for value in sent])
     assert [outcome.result() for outcome in outcomes] == sent

@@ -23,6 +23,7 @@ import green_zmq
 from tests.contract import models, scenarios
 from tests.contract.models import parallel
 from tests.contract.scenarios import EXECUTORS, transport
+from tests.faults import forks
 
 _callers: dict[str, _Callers] = {}
 
@@ -48,7 +49,7 @@ class Ledger:
 def fork(url: str, doing: str, **args: Any) -> int:
     """Have a process do that until it is killed, or its parent is; its pid."""
     transport(url)  # as services do it: made by the parent, first used by its children
-    return scenarios._child(functools.partial(_in_child, os.getpid(), functools.partial(globals()[doing], url, **args)))
+    return forks.child(functools.partial(_in_child, os.getpid(), functools.partial(globals()[doing], url, **args)))
 
 
 def _in_child(parent: int, fn: Callable[[], None]) -> None:

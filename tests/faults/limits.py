@@ -126,7 +126,7 @@ def tables(url: str) -> dict[str, int]:
         "stale": len(resolver._stale),
         "asked": len(resolver._asked),
         "again": len(resolver._again_at),
-        "held": len(engine.client._held),
+        "held": len(engine._sender._held),
         "records": sum(len(peer.records) for peer in engine._receiver._peers.values()),
         **scenarios.leftovers(url),
     }
