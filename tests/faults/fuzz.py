@@ -47,12 +47,13 @@ def listen(url: str, topic: str, ledger: str) -> None:
 
     def run(batch: list[Any]) -> None:
         for message in batch:
+            name = f"{message.record.sender.hex()}.{message.record.id}"
             try:
                 message.acknowledge()
             except Revoked:
-                os.write(file, f"revoked {message.msg_id}\n".encode())
+                os.write(file, f"revoked {name}\n".encode())
                 continue
-            os.write(file, f"{message.msg_id}\n".encode())
+            os.write(file, f"{name}\n".encode())
             message.reply(message.message.get("args"))
 
     listener = transport(url)._driver.listen(oslo_messaging.Target(topic=topic, server="ledger"), 1, None)
