@@ -79,6 +79,7 @@ class Client:
             retry=retry,
             required=required,
             waiter=model.Event(),
+            began=self._now(),
         )
         most = self._settings.limits.message_bytes
         if request.size > most:

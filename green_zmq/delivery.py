@@ -72,6 +72,7 @@ class Outgoing:
 
     __slots__ = (
         "accepted",
+        "began",
         "body",
         "codec",
         "deadline",
@@ -109,6 +110,7 @@ class Outgoing:
         retry: int | None = None,
         required: bool = False,
         waiter: Any = None,
+        began: float | None = None,
     ) -> None:
         """
         :param timeout: of a call, seconds.
@@ -116,6 +118,7 @@ class Outgoing:
         :param retry: None or -1: never give up early; N: give up after N + 1 graces without a server taking it.
         :param required: fail at once when no server is registered.
         :param waiter: kept for the owner.
+        :param began: when its caller gave it, and its time begins; None: when it is submitted.
         """
         self.kind = kind
         self.key = key
@@ -127,6 +130,7 @@ class Outgoing:
         self.retry = None if retry is None or retry < 0 else retry
         self.required = required
         self.waiter = waiter
+        self.began = began
         self.size = _size(body)
         self.outcome: Answer | None = None
         self.error: Exception | None = None
@@ -287,13 +291,14 @@ class Sender:
         :param hold: news of its topic is under way, and it is to have that: a fanout, or what fails when nobody is there.
         """
         limits = self._limits
+        began = now if request.began is None else request.began
         if request.kind == CALL:
-            request.deadline += now
+            request.deadline += began
             if request.retry is not None:
-                request.grace_until = now + limits.grace * (request.retry + 1)
+                request.grace_until = began + limits.grace * (request.retry + 1)
         else:
-            request.deadline = now + limits.time_to_live
-            request.grace_until = now + limits.grace * ((request.retry or 0) + 1)
+            request.deadline = began + limits.time_to_live
+            request.grace_until = began + limits.grace * ((request.retry or 0) + 1)
         request.heard = now
         request.order = next(self._orders)
         self._requests[request] = None
