@@ -73,6 +73,9 @@ def rows(told: list[dict[str, Any]]) -> list[list[str]]:
 HEADS = ["fault", "model", "runs", "noticed after s", "recovered after s", "lost", "run twice", "besides"]
 
 
+MARK = ".. The table is written by the command above.\n"
+
+
 def written(table: list[list[str]]) -> str:
     """As a list-table of reStructuredText."""
     lines = [".. list-table::", "   :header-rows: 1", ""]
@@ -86,7 +89,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="how often each test is run")
     parser.add_argument("--processes", type=int, default=2, help="that run tests side by side; they mostly wait")
     parser.add_argument("--verbose", action="store_true", help="print what pytest says of those that fail")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as reStructuredText as well")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into this document as well")
     parser.add_argument("tests", nargs="*", default=["tests/faults"], help="as for pytest; by default all of tests/faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,7 @@ def main() -> None:
         shown.add_row(*row)
     Console(width=200).print(shown)
     if options.write:
-        options.write.write_text(written(table))
+        options.write.write_text(f"{options.write.read_text().partition(MARK)[0]}{MARK}\n{written(table)}")
     for name in failed:
         print(f"FAILED {name}")
     sys.exit(bool(failed))
