@@ -118,7 +118,7 @@ def address(url: str, tag: str = "") -> list[Any]:
 
 def leftovers(url: str, tag: str = "") -> dict[str, int]:
     """What a transport still holds; all of it must go when nothing is under way."""
-    engine = transport(url, tag)._driver._engine
+    engine = wait_until(lambda: transport(url, tag)._driver._engine)
     sender = engine._sender
     links = list(sender._links.values())
     return {

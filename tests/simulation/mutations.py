@@ -104,10 +104,8 @@ MUTATIONS = {
         "                self._route(request, now)\n            self._pump(key, now)\n",
         "                self._route(request, now)\n",
     ),
-    "whoever was asked once is taken to have nobody": Mutation(
-        "green_zmq.resolver",
-        "                self._watch_at = now + _WATCH\n                self._check(now)",
-        "                self._watch_at = now + _WATCH",
+    "who waits for a server does not look for it": Mutation(
+        "green_zmq.resolver", "        elif self._watch_at == inf:", "        elif not awaited:"
     ),
     "the reply of a call that was asked for again is not kept": Mutation(
         "green_zmq.delivery",
@@ -116,11 +114,6 @@ MUTATIONS = {
     ),
     "replies are kept for ever": Mutation(
         "green_zmq.delivery", "        if record in self._replies:\n            self._drop_reply(record)\n", ""
-    ),
-    "a forgotten topic is not asked for again": Mutation(
-        "green_zmq.delivery",
-        "            self.lookups[Topic(*request.key[:2])] = None\n            self._wait(request)",
-        "            self._wait(request)",
     ),
 }
 

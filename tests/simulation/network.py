@@ -174,10 +174,15 @@ class Connection:
                 self.up.moving[i] = (when + later, frames)
                 self.network.clock.at(when + later, self.up.pump)
             self.client_ends()
+            self.watch()
         else:
-            self.up.drop(0)
-            self.shorten(self.down)
-            self.server_ends()
+            self.lose_client()
+
+    def lose_client(self) -> None:
+        """The server has lost it, and the client will not hear of it."""
+        self.up.drop(0)
+        self.shorten(self.down)
+        self.server_ends()
         self.watch()
 
     def watch(self) -> None:

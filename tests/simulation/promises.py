@@ -188,7 +188,7 @@ class Promises:
         early = now < message.began + message.timeout - 0.001
         if early and "heartbeat" in text:
             self._check_heartbeat(message, now)
-        elif early and "no longer knows of it" not in text:
+        elif early:
             self.broken(1, f"{message} timed out early: {text}")
         elif message.runs and ("no server is registered" in text or "no connection" in text or "busy" in text):
             self.broken(1, f"{message} was run by {message.runs[0][0]}, and its caller was told: {text}")

@@ -20,7 +20,7 @@ from green_zmq.wire import CALL, CAST, FANOUT, Key
 from tests.simulation.clock import Clock
 from tests.simulation.directory import Store
 from tests.simulation.network import Network
-from tests.simulation.process import Process
+from tests.simulation.process import Process, Service
 from tests.simulation.promises import Broken, Message, Promises, Remote
 
 # Seconds: of faults and sending, of sending after the last fault, and for everything to end.
@@ -161,7 +161,7 @@ class World:
             required=pick.random() < 0.05,
             fails=pick.random() < 0.1,
         )
-        seconds = pick.choice((0.0, 0.0, 0.001, 0.03, 0.2, 2.0))
+        seconds = pick.choice((0.0, 0.0, 0.001, 0.03, 0.2, 2.0, 6.0 if message.monitor else 2.0))
         body = [{}, {"work": [message.number, seconds, message.fails]}]
         caller = getcurrent()
         self._callers[caller] = process
@@ -202,6 +202,7 @@ class World:
             (2, self._slow_network),
             (1, self._slow_process),
             (3, self._stop_listening),
+            (2, self._stop_cut_off),
             (2, self._planned_restart),
             (2, self._late_directory),
             (2, self._repeat),
@@ -304,16 +305,28 @@ class World:
     def _stop_listening(self) -> None:
         services = [s for process in self._living() for s in process.services if s.registered < inf]
         if service := self._any(services):
+            self._begin_anew(service)
 
-            def again() -> None:
-                if service.registered < inf:
-                    service.stop()
-                    self.clock.sleep(self._some(0.5))
-                    service.process.hold()
-                    if not service.process.stopping:
-                        service.start()
+    def _begin_anew(self, service: Service) -> None:
+        def again() -> None:
+            if service.registered < inf:
+                service.stop()
+                self.clock.sleep(self._some(0.5))
+                service.process.hold()
+                if not service.process.stopping:
+                    service.start()
 
-            service.process.spawn(again)
+        service.process.spawn(again)
+
+    def _stop_cut_off(self) -> None:
+        """A listener that stops loses those at the same time to whom it would give back what it has."""
+        services = [s for process in self._living() for s in process.services if s.registered < inf]
+        if service := self._any([s for s in services if s.tasks] or services):
+            for connection in self.network.of(service.process):
+                if connection.server is service.process:
+                    connection.lose_client()
+            self._now()
+            self._begin_anew(service)
 
     def _planned_restart(self) -> None:
         servers = [p for p in self._living() if p.services and all(s.registered < inf for s in p.services)]
