@@ -55,8 +55,14 @@ class Bench:
         self.client: Worker
         self.url = ""
 
-    def serve(self, space: str, model: str, at: str, server: str, topic: str = "") -> Worker:
+    def ready(self, space: str, model: str) -> Worker:
+        """A process that can serve at once when it is told to."""
         worker = self.networks.start(space, model)
+        worker.run("logged")
+        return worker
+
+    def serve(self, space: str, model: str, at: str, server: str, topic: str = "", worker: Worker | None = None) -> Worker:
+        worker = worker or self.networks.start(space, model)
         worker.run("faults.network.serve", url=at, topic=topic or self.topic, server=server, ledger=str(self.ledger))
         return worker
 
@@ -65,7 +71,7 @@ class Bench:
         self.client, self.url = client, at
         count = sum(line.get("count", 1) for line in lines)
         client.run("faults.network.start", url=at, topic=self.topic, lines=lines)
-        wait_until(lambda: len(self.latest()) == count, what="the first messages")
+        wait_until(lambda: len(self.latest()) == count, 60, "the first messages")
 
     def latest(self) -> dict[str, float]:
         return dict(self.client.run("faults.network.latest", topic=self.topic))
@@ -436,10 +442,12 @@ def test_another_service_takes_the_port(bench: Bench, figures: Figures, model: s
     old = bench.serve(there, following(model), at_port(3, **SHORT), "server")
     lines = [{"name": "call", "count": 3}, {"name": "named", "server": "server"}, {"name": "cast", "kind": "cast"}]
     bench.load(networks.start(here, model), url(**SHORT), *lines)
+    # It must be there before the record of the one that is killed expires.
+    next_one = bench.ready(there, model)
     began = time.monotonic()
     old.kill()
     notice = bench.notices(began)
-    stranger = bench.serve(there, model, at_port(3, **SHORT), "stranger", topic=f"{bench.topic}-other")
+    stranger = bench.serve(there, model, at_port(3, **SHORT), "stranger", f"{bench.topic}-other", next_one)
     bench.serve(there, following(model), url(3, **SHORT), "server")
     recover = bench.recovers(time.monotonic())
     assert bench.count("answers wrong_instance") >= 1

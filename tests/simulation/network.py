@@ -199,6 +199,8 @@ class Connection:
         if self.server_open and silent_up and not self.server.paused:
             self.server_ends()
             self._leave(self.down)
+        if (self.client_open and self.client.paused) or (self.server_open and self.server.paused):
+            self.watch()  # who stands still notices when it goes on
 
     def _leave(self, stream: Stream) -> None:
         """An end has given up: what it had sent may still arrive, when it can, and then the end."""
