@@ -42,13 +42,22 @@ def libfaketime() -> Path:
     return found[0] if found else next(_unpacked(_FAKETIME, "libfaketime").glob(f"usr/lib/*/{name}"))
 
 
-def _unpacked(packages: tuple[str, ...], name: str) -> Path:
-    """A folder with the files of these packages, kept for other runs. Any number of processes may want it at once."""
-    kept = Path(tempfile.gettempdir(), f"green_zmq-{os.getuid()}-{name}")
-    kept.mkdir(mode=0o700, exist_ok=True)
-    status = kept.lstat()
+def kept_folder(name: str) -> Path:
+    """A folder that is kept for other runs; any number of processes may want it at once.
+
+    :raises RuntimeError: another user could have written to it.
+    """
+    folder = Path(tempfile.gettempdir(), f"green_zmq-{os.getuid()}-{name}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise RuntimeError(f"{kept} could have been written by another user: remove it")
+        raise RuntimeError(f"{folder} could have been written by another user: remove it")
+    return folder
+
+
+def _unpacked(packages: tuple[str, ...], name: str) -> Path:
+    """The files of these packages."""
+    kept = kept_folder(name)
     root = kept / "root"
     if root.exists():
         return root

@@ -40,6 +40,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.contract.harness import wait_until
+from tests.packages import kept_folder
 
 HOST = "127.0.0.1"
 OLDEST = (6, 2)
@@ -99,12 +100,8 @@ def _usable(binary: Path) -> bool:
 
 
 def _installed() -> Path:
-    """The binary from the package, which is kept for other runs. Any number of processes may want it at once."""
-    folder = Path(tempfile.gettempdir(), f"green_zmq-{os.getuid()}-{PACKAGE.replace('==', '-')}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise RuntimeError(f"{folder} could have been written by another user: remove it")
+    """The binary from the package."""
+    folder = kept_folder(PACKAGE.replace("==", "-"))
     binary = folder / "redis-server"
     if binary.exists() and _usable(binary):
         return binary

@@ -100,7 +100,7 @@ def test_servers_are_killed_one_after_the_other_under_many_callers(
         kill(victim)
         if number % 2:  # the next one dies while it begins to serve
             stillborn = servers.fork(name)
-            time.sleep(random.uniform(0, 0.1))
+            time.sleep(random.uniform(0, 0.1))  # the moment of the kill is what is tried; nothing is waited for
             kill(stillborn)
         replaced[victim] = servers.fork(name)
         servers.wait_for(replaced[victim])
@@ -164,7 +164,7 @@ def test_a_hundred_clients_are_killed(
         def killed() -> bool:
             text = ledger.read_text()
             for moment in [moment for moment in alive if moment in text]:
-                time.sleep(random.uniform(0, 0.05))
+                time.sleep(random.uniform(0, 0.05))  # the moment of the kill, again
                 os.kill(alive.pop(moment), signal.SIGKILL)
             return not alive
 

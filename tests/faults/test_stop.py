@@ -82,7 +82,7 @@ class Still:
         late = [self.call(f"waiting-{i}") for i in range(COUNT)]
         while time.monotonic() < stopped + seconds:
             assert client.run("calls", **how, method="who", count=COUNT) == ["other"] * COUNT
-            time.sleep(0.2)  # between them
+            time.sleep(0.2)  # calls all along the stop, not as many as fit into it
         assert not any(call.done() for call in late)
         victim.signal(signal.SIGCONT)
         went_on = time.monotonic()

@@ -85,9 +85,6 @@ class Store:
         self.missed.add(instance)
         self.write({i: record for i, record in self.records().items() if i != instance})
 
-    def listens(self, node: Node) -> bool:
-        return node.instance in self.records()
-
 
 class Handle:
     """One process's access, with the interface of green_zmq.directory.Directory."""

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from green_zmq.engine import Engine
 from green_zmq.errors import TransportClosed
@@ -229,7 +229,6 @@ class Process:
         self.services: list[Service] = []
         self.topics: set[tuple[str, str]] = set()
         self.instance = world.clock.random.randbytes(16)
-        self._threads: dict[greenlet, None] = {}
         self._waiting: list[greenlet] = []
         self.loop = Loop(self)
         self.engine = Engine(
@@ -245,25 +244,16 @@ class Process:
     def __repr__(self) -> str:
         return f"{self.host}:{self.port}/{self.instance[:2].hex()}"
 
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(self.engine.counts())
-
     def spawn(self, fn: Callable[..., None], *args: Any) -> greenlet:
         def run(*args: Any) -> None:
             self.hold()
             fn(*args)
-            self._threads.pop(thread, None)
 
-        thread = self.world.clock.spawn(run, *args)
-        self._threads[thread] = None
-        return thread
+        return self.world.clock.spawn(run, *args)
 
     def hold(self) -> None:
         """In a thread: nothing of a process goes on while it is paused, nor once it is dead."""
         while self.paused or self.frozen or not self.alive:
-            from greenlet import getcurrent
-
             self._waiting.append(getcurrent())
             self.world.clock.wait()
 
