@@ -142,7 +142,7 @@ class Client:
         while sender.dropped:
             self._connections.drop(sender.dropped.pop())
         writes, sender.writes = sender.writes, []
-        for link, frames in writes:
+        for link, frames, _ in writes:
             self._connections.write(link, frames)
         while sender.lookups:
             self._resolver.look_up(sender.lookups.popitem()[0])

@@ -200,7 +200,7 @@ class Connections:
     def write(self, link: Link, frames: list[bytes]) -> None:
         connection = self._connections.get(link)
         if connection is None or connection.dealer is None:
-            return  # lost in this very round: what is open is written again over the next one
+            return  # closed in this very round: nobody waits for an answer any more
         connection.used = self._now()
         connection.written += 1
         self._loop.send(connection.dealer, frames)

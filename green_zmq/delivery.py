@@ -243,7 +243,7 @@ class Sender:
 
     To be taken by the owner after each round of events:
 
-    :ivar writes: (link, frames) to be written to that link's connection.
+    :ivar writes: (link, frames, request) to be written to that link's connection.
     :ivar wanted: links that need a connection.
     :ivar dropped: links whose process is gone for good, or which the directory lists no more, and their connections with it.
     :ivar lookups: topics to be looked up in the directory.
@@ -259,7 +259,7 @@ class Sender:
         self.table = table
         self.counts: Counter[str] = Counter()
         self.due = inf
-        self.writes: list[tuple[Link, list[bytes]]] = []
+        self.writes: list[tuple[Link, list[bytes], Outgoing]] = []
         self.wanted: dict[Link, None] = {}
         self.dropped: list[Link] = []
         self.lookups: dict[Topic, None] = {}
@@ -345,7 +345,7 @@ class Sender:
         link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
-        queued = list(link.queue)
+        queued = [*self._unwritten(link), *link.queue]
         link.queue.clear()
         for request in queued:
             self._again(request, now)
@@ -630,7 +630,18 @@ class Sender:
             monitor=request.monitor,
             body=() if request.accepted else request.body,
         )
-        self.writes.append((link, frames))
+        self.writes.append((link, frames, request))
+
+    def _unwritten(self, link: Link) -> list[Outgoing]:
+        """Take back what the owner has not written yet; those that this was the first time for."""
+        for request in [request for other, _, request in self.writes if other is link]:
+            request.writes -= 1
+        self.writes = [write for write in self.writes if write[0] is not link]
+        first = [request for request in link.open.values() if not request.writes]
+        for request in first:
+            del link.open[request.id]
+            request.id = 0
+        return first
 
     def _fan_out(self, request: Outgoing, links: list[Link], now: float) -> None:
         """One copy to each process; the caller waits for none of them, but for room in the outbox."""

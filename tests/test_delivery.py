@@ -226,7 +226,7 @@ class World:
 
     def take_writes(self) -> None:
         writes, self.sender.writes = self.sender.writes, []
-        for link, frames in writes:
+        for link, frames, _ in writes:
             conn = self.conns.get(link)
             if conn is not None:
                 conn.up.append(frames)
@@ -760,6 +760,20 @@ def test_call_survives_a_cut_before_the_server_had_it(world: World) -> None:
     assert world.executed(call) == 1
     assert call.writes == 2
     assert_clean(world)
+
+
+def test_what_was_not_written_when_the_connection_broke_goes_elsewhere(world: World) -> None:
+    server = world.server()
+    world.send()
+    cast = world.submit(kind=CAST)  # and its loop hears of the end before it writes it
+    world.kill(server)
+    world.cut(world.link(server))
+    world.settle()
+    world.server()
+    world.look_up(TOPIC)
+    world.settle()
+    assert not world.lost
+    assert world.executed(cast) == 1
 
 
 def test_reply_that_was_lost_comes_from_the_cache(world: World) -> None:

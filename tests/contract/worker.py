@@ -70,6 +70,7 @@ def main(model: str, *, patched: bool) -> None:
     models = importlib.import_module("tests.contract.models")
     models.load(model)
     importlib.import_module("tests.contract.scenarios")
+    turn = importlib.import_module("threading").Lock()
 
     def run(command: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": command["id"]}
@@ -82,8 +83,9 @@ def main(model: str, *, patched: bool) -> None:
         except BaseException as error:
             answer["error"] = describe(error)
         data = memoryview(json.dumps(answer).encode() + b"\n")
-        while data:
-            data = data[write(answers, data) :]
+        with turn:  # a pipe takes what is large in pieces
+            while data:
+                data = data[write(answers, data) :]
 
     for line in lines(read_stdin(model)):
         models.spawn(run, json.loads(line))

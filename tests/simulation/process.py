@@ -78,6 +78,7 @@ class Loop:
             closed(socket)
 
     def send(self, socket: Socket, frames: Sequence[bytes]) -> bool:
+        self.process.world.promises.written(list(frames))
         if socket.connection is not None:
             socket.connection.up.send(list(frames))
         return True
