@@ -354,16 +354,16 @@ class Promises:
             if len(messages) > logged:
                 promise = 5 if messages[0][0].kind == FANOUT else 3
                 self.broken(promise, f"{len(messages)} messages to {key} were lost, {logged} were logged: {messages[:5]}")
-        if self._world.gentle:
-            self._check_gentle_losses([message for messages in missing.values() for message, _ in messages])
+            if self._world.gentle and self._is_served(key):
+                self._check_gentle_losses([message for message, _ in messages], self._world.expired[process, key])
 
-    def _check_gentle_losses(self, lost: list[Message]) -> None:
+    def _check_gentle_losses(self, lost: list[Message], expired: int) -> None:
         """Every process ends as it should, so there must be a reason: its server stopped, and the connection broke under it,
-        or its sender had stood still and did not know that yet."""
-        for message in lost:
-            excused = any(self._world.disturbed_at(sent - _SLACK, sent + 2) for sent in self._last_sent(message))
-            if self._is_served(message.key) and not excused:
-                self.broken(4, f"{message} was lost although every process ended as it should")
+        or its sender had stood still and did not know that yet; or all its time it found nobody who was not busy."""
+        disturbed = self._world.disturbed_at
+        unexcused = [m for m in lost if not any(disturbed(sent - _SLACK, sent + 2) for sent in self._last_sent(m))]
+        if len(unexcused) > expired:
+            self.broken(4, f"{unexcused} were lost, {expired} of them for want of time, although every process ended well")
 
     def _last_sent(self, message: Message) -> list[float]:
         """When it was given to a server for the last time; a fanout's copies go each for itself."""
