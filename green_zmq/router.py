@@ -93,19 +93,27 @@ class Router:
         reason = shortage()
         if reason:
             raise AddressError(f"Cannot listen: {reason}.")
+        try:
+            return self._open()
+        except (OSError, zmq.ZMQError) as error:  # others of this process may have taken the last ones meanwhile
+            raise AddressError(f"Cannot listen: {shortage() or error}.") from error
+
+    def _open(self) -> tuple[str, int]:
         settings = self._settings
         address = self._address()
-        listening = self._listen(address)
-        port: int = listening.getsockname()[1]
-        nobody = TcpSocket(AF_UNIX, SOCK_STREAM)
-        socket = self._loop.open(zmq.ROUTER, self.on_message)
-        monitor: Socket | None = None
         # Senders that are gone without a word. What libzmq offers, HEARTBEAT_TTL, ends with any message behind a heartbeat.
         seconds = max(1, round(settings.heartbeat))
-        try:
+        with contextlib.ExitStack() as undo:
+            listening = self._listen(address)
+            undo.callback(listening.close)
+            port: int = listening.getsockname()[1]
+            nobody = TcpSocket(AF_UNIX, SOCK_STREAM)
+            undo.callback(nobody.close)
             nobody.setblocking(False)
             nobody.bind(b"")  # the kernel gives it a name that nobody knows
             nobody.listen()
+            socket = self._loop.open(zmq.ROUTER, self.on_message)
+            undo.callback(self._loop.close, socket, 0)
             number = os.dup(listening.fileno())
             for option, value in (
                 (zmq.LINGER, int(settings.linger * 1000)),
@@ -122,14 +130,9 @@ class Router:
             ):
                 socket.set(option, value)
             monitor = self._loop.monitor(socket, int(zmq.EVENT_ACCEPT_FAILED), self._on_failure)
+            undo.callback(self._loop.close, monitor, 0)
             socket.bind(f"tcp://127.0.0.1:{port}")  # what counts is the descriptor
-        except BaseException:
-            listening.close()
-            nobody.close()
-            if monitor is not None:
-                self._loop.close(monitor, 0)
-            self._loop.close(socket, 0)
-            raise
+            undo.pop_all()
         self._socket, self._monitor, self._listening = socket, monitor, listening
         self._number, self._nobody = number, nobody
         self._loop.watch(socket)
