@@ -241,8 +241,12 @@ class World:
         self.disturbed.append((self.clock.now, until))
         self.clock.at(until, undo)
 
-    def _now(self) -> None:
-        self.disturbed.append((self.clock.now, self.clock.now))
+    def _now(self, seconds: float = 0.0) -> None:
+        self.disturbed.append((self.clock.now, self.clock.now + seconds))
+
+    def _unnoticed(self) -> None:
+        """One end of a connection is lost, and the other notices that by its heartbeats."""
+        self._now(3 * self.network.heartbeat)
 
     def _some(self, seconds: float = 1.0) -> float:
         return min(self.clock.random.expovariate(1 / seconds), 12.0)
@@ -262,7 +266,7 @@ class World:
         connections = list(self.network.connections)
         if connection := self._any([c for c in connections if c.up.moving or c.down.moving] or connections):
             connection.half_open()
-            self._now()
+            self._unnoticed()
 
     def _part(self) -> None:
         one, other = self._any(self._living()), self._any(self._living())
@@ -329,7 +333,7 @@ class World:
             for connection in self.network.of(service.process):
                 if connection.server is service.process:
                     connection.lose_client()
-            self._now()
+            self._unnoticed()
             self._begin_anew(service)
 
     def _planned_restart(self) -> None:
