@@ -700,13 +700,14 @@ class Sender:
         # Whatever the reason, it is not asked again at once: a directory that is behind would send us there for ever.
         self.due = min(self.due, link.refuse(request.key, now))
         self._busy[link] = None
+        if kind == wire.GIVEN_BACK and request.kind != CALL and request.deadline <= now:
+            request.link = None
+            self._lose(request, f"{link.node} accepted it and did not begin it in time", None)
+            return
         if kind != wire.BUSY:
-            if request.pinned is not None:
+            if request.pinned is not None:  # it has left the topic: fanout has nothing to do there
                 request.link = None
-                if request.deadline <= now:
-                    self._lose(request, f"{link.node} accepted it and did not begin it in time", None)
-                else:  # it has left the topic: fanout has nothing to do there
-                    self._settle(request)
+                self._settle(request)
                 return
             self._discard(link.node.instance, request.key)
         self._again(request, now)

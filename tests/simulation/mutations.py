@@ -28,7 +28,7 @@ MUTATIONS = {
     ),
     "a request goes to another instance when the connection is lost": Mutation(
         "green_zmq.delivery",
-        "        queued = list(link.queue)\n        link.queue.clear()\n",
+        "        queued = [*self._unwritten(link), *link.queue]\n        link.queue.clear()\n",
         "        queued = [*link.queue, *link.open.values()]\n        link.queue.clear()\n        link.open.clear()\n",
     ),
     "what was sent to a server that is gone goes to another": Mutation(

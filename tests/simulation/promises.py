@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingTimeout
 
 from green_zmq import delivery
 from green_zmq.delivery import HOLD
-from green_zmq.errors import DirectoryError, ServerGone, TransportClosed
+from green_zmq.errors import DirectoryError, ServerGone, TransportClosed, WireError
 from green_zmq.routing import Topic
 from green_zmq.wire import CALL, CAST, FANOUT, Key, decode_request, kind_name
 
@@ -66,7 +66,7 @@ class Promises:
         self._overtaken: dict[int, Message] = {}
         self._turns = 0
 
-    def broken(self, promise: int, text: str) -> None:
+    def broken(self, promise: int, text: str) -> NoReturn:
         raise Broken(f"promise {promise}: {text}")
 
     # What happens.
@@ -90,7 +90,13 @@ class Promises:
 
     def written(self, frames: list[bytes]) -> None:
         """A sender gives this to a connection."""
-        if self._world.gentle and (request := decode_request(frames)).body:
+        if not self._world.gentle:
+            return
+        try:
+            request = decode_request(frames)
+        except WireError as error:
+            self.broken(2, f"nobody can read what was written: {error}")
+        if request.body:
             message = self.messages[json.loads(request.body[0])[1]["work"][0]]
             message.sent.setdefault(request.id, self._world.clock.now)
 
@@ -355,19 +361,20 @@ class Promises:
                 promise = 5 if messages[0][0].kind == FANOUT else 3
                 self.broken(promise, f"{len(messages)} messages to {key} were lost, {logged} were logged: {messages[:5]}")
             if self._world.gentle and self._is_served(key):
-                self._check_gentle_losses([message for message, _ in messages], self._world.expired[process, key])
+                self._check_gentle_losses([message for message, _ in messages], self._world.crowded_out[process, key])
 
-    def _check_gentle_losses(self, lost: list[Message], expired: int) -> None:
-        """Every process ends as it should, so there must be a reason: its server stopped, and the connection broke under it,
-        or its sender had stood still and did not know that yet; or all its time it found nobody who was not busy."""
-        disturbed = self._world.disturbed_at
-        unexcused = [m for m in lost if not any(disturbed(sent - _SLACK, sent + 2) for sent in self._last_sent(m))]
-        if len(unexcused) > expired:
-            self.broken(4, f"{unexcused} were lost, {expired} of them for want of time, although every process ended well")
+    def _check_gentle_losses(self, lost: list[Message], crowded_out: int) -> None:
+        """Every process ends as it should, so there must be a reason, if not that all its servers were busy all its time."""
+        unexcused = [message for message in lost if not self._is_excused(message)]
+        if len(unexcused) > crowded_out:
+            self.broken(4, f"{unexcused} were lost, {crowded_out} to busy servers, although every process ended as it should")
 
-    def _last_sent(self, message: Message) -> list[float]:
-        """When it was given to a server for the last time; a fanout's copies go each for itself."""
-        return list(message.sent.values())[-1 if message.kind == CAST else 0 :]
+    def _is_excused(self, message: Message) -> bool:
+        """Its server stopped, and the connection broke under it, or its sender had stood still and did not know that yet; or
+        it was refused until its time ran out. Asked of its last way; a fanout's copies go each for itself."""
+        end = message.began + self._world.settings.limits.time_to_live
+        ways = list(message.sent.values())[-1 if message.kind == CAST else 0 :]
+        return any(self._world.disturbed_at(sent - _SLACK, sent + 2) or sent > end - _SLACK for sent in ways)
 
     def _check_leftovers(self, process: Process) -> None:
         sender, receiver = process.engine._sender, process.engine._receiver

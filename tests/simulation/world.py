@@ -42,8 +42,8 @@ class _Losses(logging.Handler):
         if record.msg.startswith("lost"):
             times, _, key, reason = record.args[:4]  # type: ignore[index,misc]
             self._world.logged[self._world.turn, key] += times
-            if "time to live" in str(reason):
-                self._world.expired[self._world.turn, key] += times
+            if "busy" in str(reason) or "did not begin it in time" in str(reason):
+                self._world.crowded_out[self._world.turn, key] += times
 
 
 class World:
@@ -90,9 +90,9 @@ class World:
         self.store = Store(clock, self.settings.expire, lambda instance: not self.local or self.runs(instance))
         self.promises = Promises(self)
         self.processes: list[Process] = []
-        # Losses in the logs, and those of them for want of time.
+        # Losses in the logs, and those of them because all servers were busy.
         self.logged: Counter[tuple[Process, Key]] = Counter()
-        self.expired: Counter[tuple[Process, Key]] = Counter()
+        self.crowded_out: Counter[tuple[Process, Key]] = Counter()
         self.turn: Process | None = None
         self.healed = inf
         self.disturbed: list[tuple[float, float]] = []
