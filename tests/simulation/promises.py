@@ -106,6 +106,8 @@ class Promises:
         error = message.error
         if message.sender.stopping or isinstance(error, TransportClosed):
             return
+        if not self._directory_is_known(message.sender):  # a fanout that waited for room is for those who are there then
+            message.members = []
         if message.kind == CALL:
             self._call_ends(message, now)
         elif error is not None:

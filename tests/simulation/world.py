@@ -358,8 +358,14 @@ class World:
         self.clock.after(self._some(0.5), boot)
 
     def _late_directory(self) -> None:
-        before, self.store.late = self.store.late, self.clock.random.choice((0.3, 2.0))
-        self._trouble(lambda: setattr(self.store, "late", min(before, 0.01)))
+        before = self.store.late
+        self.store.late = late = self.clock.random.choice((0.3, 2.0))
+
+        def over() -> None:
+            self.store.late = min(before, 0.01)
+            self._now(late)  # what was asked before is still on its way
+
+        self._trouble(over)
 
     def _trouble(self, undo: Callable[[], None], seconds: float | None = None) -> None:
         def over() -> None:
