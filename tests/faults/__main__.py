@@ -23,7 +23,7 @@ _FIXED = ("notice", "recover", "lost", "twice")
 
 def run(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What the tests told, and the names of those that failed, one for each time."""
-    figures, failed = folder / "figures", []
+    figures, failed = (options.figures or folder / "figures").absolute(), []
     for number in range(options.times):
         report = folder / "report.xml"
         command = [sys.executable, "-m", "pytest", "--quiet", f"--junitxml={report}", "--numprocesses", str(options.processes)]
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="how often each test is run")
     parser.add_argument("--processes", type=int, default=2, help="that run tests side by side; they mostly wait")
     parser.add_argument("--verbose", action="store_true", help="print what pytest says of those that fail")
+    parser.add_argument("--figures", type=Path, metavar="FILE", help="add what is measured to what was kept there before")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table into this document as well")
     parser.add_argument("tests", nargs="*", default=["tests/faults"], help="as for pytest; by default all of tests/faults")
     options = parser.parse_args()
