@@ -26,7 +26,7 @@ from tests.simulation.promises import Broken, Message, Promises, Remote
 # Seconds: of faults and sending, of sending after the last fault, and for everything to end.
 _FAULTS = 20.0
 _CALM = 5.0
-_END = 100.0
+_END = 120.0
 _TOPICS = ("t", "u")
 _SERVERS = ("a", "b", "host@backend")
 
