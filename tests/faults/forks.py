@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import oslo_messaging
@@ -132,7 +131,7 @@ def fork_after_use(url: str, topic: str, children: int, begun: str) -> dict[str,
     holder = client.prepare(server="server-0")
     held = [f"held-{i}" for i in range(4)]
     holding = parallel([functools.partial(holder.call, {}, "hold", value=value) for value in held])
-    wait_until(lambda: all(value in Path(begun).read_text().split() for value in held))
+    wait_until(lambda: set(held) <= ledger.written(begun))
     outcomes = parallel([functools.partial(keep_sending, f"meanwhile-{i}") for i in range(4)])
     more()
     names = [f"child-{i}" for i in range(children)]
@@ -159,7 +158,7 @@ def serve_in_children(url: str, topic: str, children: int, calls: int, path: str
     def work(number: int) -> None:
         scenarios._servers.clear()  # the parent's
         ledger.serve(url, topic, f"child-{number}", path, tag=TAG)
-        wait_until(lambda: set(sent) <= set(Path(path).read_text().split()), 60)
+        wait_until(lambda: set(sent) <= ledger.written(path), 60)
         scenarios.end(f"child-{number}")
         transport(url, TAG).cleanup()  # which waits for the last replies to be sent
 

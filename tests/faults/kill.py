@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In a worker: servers and clients that it forks, to be killed; and callers who write down what became of each call.
+"""In a worker: servers and clients that it forks, to be killed.
 
 Starting a process of Python takes a second of CPU; a fork of one that has imported everything, and opened nothing, does not.
 """
@@ -11,37 +11,16 @@ import ctypes
 import functools
 import itertools
 import os
-import random
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import oslo_messaging
 
-import green_zmq
 from tests.contract import models, scenarios
 from tests.contract.models import parallel
-from tests.contract.scenarios import EXECUTORS, transport
-from tests.faults import forks
-
-_callers: dict[str, _Callers] = {}
-
-
-class Ledger:
-    """An endpoint that writes down what it runs, and in which process, before it does."""
-
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-
-    def write(self, entry: object) -> None:
-        os.write(self._file, f"{entry} {os.getpid()}\n".encode())
-
-    def run(self, ctxt: Any, entry: object, seconds: float = 0.0, body: str = "", size: int = 0) -> list[Any]:
-        self.write(entry)
-        models.sleep(seconds)
-        return [os.getpid(), "x" * size]
-
+from tests.contract.scenarios import transport
+from tests.faults import forks, ledger
 
 # Processes to be killed.
 
@@ -49,7 +28,7 @@ class Ledger:
 def fork(url: str, doing: str, **args: Any) -> int:
     """Have a process do that until it is killed, or its parent is; its pid."""
     transport(url)  # as services do it: made by the parent, first used by its children
-    return forks.child(functools.partial(_in_child, os.getpid(), functools.partial(globals()[doing], url, **args)))
+    return forks.child(functools.partial(_in_child, os.getpid(), functools.partial(globals()[doing], url=url, **args)))
 
 
 def _in_child(parent: int, fn: Callable[[], None]) -> None:
@@ -60,77 +39,25 @@ def _in_child(parent: int, fn: Callable[[], None]) -> None:
         models.sleep(0.1)
 
 
-def serve(url: str, topic: str, name: str, ledger: str) -> None:
+def serve(server: str, **how: Any) -> None:
     """A server whose ledger has a line when it is found."""
-    endpoint = Ledger(ledger)
-    server = green_zmq.get_rpc_server(
-        transport(url), oslo_messaging.Target(topic=topic, server=name), [endpoint], executor=EXECUTORS[models.name]
-    )
-    server.start()
-    endpoint.write("serves")
+    ledger.serve(server=server, **how)
+    ledger.Ledger(server, how["path"]).note({}, "serves")
 
 
-def use(url: str, topic: str, name: str, ledger: str, sent: int, returned: int) -> None:
+def use(url: str, topic: str, name: str, path: str, sent: int, returned: int) -> None:
     """A client that has two calls under way all the time: one that takes a while, and one with so much to be carried."""
     client = oslo_messaging.get_rpc_client(transport(url), oslo_messaging.Target(topic=topic), timeout=2)
-    told = Ledger(ledger)
+    told = ledger.Ledger(name, path)
 
     def go_on(what: str, **args: Any) -> None:
         for i in itertools.count():
-            told.write(f"{name}-begins-{what}-{i}")
+            told.note({}, f"{name}-begins-{what}-{i}")
             with contextlib.suppress(oslo_messaging.MessagingTimeout):
-                client.call({}, "run", entry=f"{name}-{what}-{i}", **args)
+                client.call({}, "run", value=f"{name}-{what}-{i}", **args)
 
     rests = functools.partial(go_on, "rest", seconds=1.0)
     parallel([rests, functools.partial(go_on, "carry", body="x" * sent, size=returned)])
-
-
-# Callers.
-
-
-class _Callers:
-    def __init__(self, url: str, topic: str, callers: int, servers: list[str]) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.answered = [0.0] * callers
-        self.over = False
-        client = oslo_messaging.get_rpc_client(transport(url), oslo_messaging.Target(topic=topic), timeout=60)
-        clients = [client.prepare(server=servers[i % len(servers)] or None) for i in range(callers)]
-        self.outcomes = parallel([functools.partial(self._call, i, each) for i, each in enumerate(clients)])
-
-    def _call(self, caller: int, client: Any) -> None:
-        for entry in itertools.count(caller, len(self.answered)):
-            if self.over:
-                return
-            call: dict[str, Any] = {"entry": str(entry), "caller": caller, "began": time.monotonic()}
-            # Some are acknowledged before they are answered, some are answered at once.
-            seconds = random.choice([0.0, 0.01, 0.02, 0.1])
-            try:
-                call["by"] = client.call({}, "run", entry=entry, seconds=seconds)[0]
-                self.answered[caller] = call["began"]
-            except Exception as error:
-                call["error"] = [cls.__name__ for cls in type(error).__mro__]
-                call["text"], call["server"] = str(error), getattr(error, "server", "")
-            call["ended"] = time.monotonic()
-            self.calls.append(call)
-
-
-def start_calling(url: str, topic: str, callers: int, servers: list[str]) -> None:
-    """:param servers: each caller has one of them to call; "" is any of the topic."""
-    _callers[topic] = _Callers(url, topic, callers, servers)
-
-
-def answered(topic: str, since: float) -> bool:
-    """Whether every caller has had an answer to a call that it made since then."""
-    return all(began > since for began in _callers[topic].answered)
-
-
-def stop_calling(topic: str) -> list[dict[str, Any]]:
-    """What became of each call."""
-    callers = _callers.pop(topic)
-    callers.over = True
-    for outcome in callers.outcomes:
-        outcome.result(90)
-    return callers.calls
 
 
 # What a server holds.

@@ -12,39 +12,9 @@ from typing import Any
 import oslo_messaging
 from oslo_messaging.exceptions import MessagingException
 
-import green_zmq
 from green_zmq.directory.processes import boot_id
 from tests.contract import models, scenarios
 from tests.contract.models import parallel
-
-
-class _Ledger:
-    """Writes down each message that is run, before it is held or worked on."""
-
-    def __init__(self, label: str, path: str, seconds: float, *, released: bool) -> None:
-        self.label = label
-        self.released = released
-        self._seconds = seconds
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def run(self, ctxt: Any, value: str, load: str = "", size: int = 0) -> str:
-        os.write(self._file, f"{value}\n".encode())
-        models.wait_until(lambda: self.released, 100)
-        models.sleep(self._seconds)
-        return self.label + "x" * size
-
-
-def serve(url: str, topic: str, label: str, path: str, seconds: float = 0, pool: int = 1, released: bool = False) -> None:
-    """A server that holds what it is sent until :func:`scenarios.release`, and works on each for a while."""
-    ledger = _Ledger(label, path, seconds, released=released)
-    created = green_zmq.get_rpc_server(
-        scenarios.transport(url),
-        oslo_messaging.Target(topic=topic, server=label),
-        [ledger],
-        executor=scenarios.EXECUTORS[models.name],
-    )
-    created.start(override_pool_size=pool)
-    scenarios._servers[label] = (created, ledger)  # type: ignore[assignment]
 
 
 def serve_topics(url: str, topic: str, count: int) -> None:
@@ -68,14 +38,13 @@ def send(
     values: list[str],
     callers: int,
     load: int = 0,
-    args: dict[str, Any] | None = None,
+    size: int = 0,
     **how: Any,
 ) -> dict[str, Any]:
     """From so many callers at the same time; which values ended well, the errors of the others, and how long it took."""
     client = scenarios._prepared(url, topic, fanout=kind == "fanout", **how)
     send_one = client.call if kind == "call" else client.cast
-    more = {"load": "x" * load} if load else {}
-    more.update(args or {})
+    args = {"body": "x" * load, "size": size}
     labels: dict[str, str] = {}
     errors: dict[str, str] = {}
     began = time.monotonic()
@@ -83,8 +52,8 @@ def send(
     def work(mine: list[str]) -> None:
         for value in mine:
             try:
-                answer = send_one({}, "run", value=value, **more)
-                labels[value] = (answer or "").rstrip("x")
+                answer = send_one({}, "run", value=value, **args)
+                labels[value] = answer["server"] if answer else ""
             except MessagingException as error:
                 errors[value] = f"{type(error).__name__}: {error}"
 

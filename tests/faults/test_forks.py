@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import MODELS, Worker, following, wait_until
+from tests.faults import ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("model", MODELS)]
 
@@ -26,13 +26,12 @@ class Run:
     def __init__(self, model: str, start: Start, tmp_path: Path) -> None:
         self.url = f"zmq://?directory_path={tmp_path}/directory.sqlite"
         self.ledger = tmp_path / "ledger"
-        self.ledger.touch()
         self._start, self._model = start, model
 
     def serve(self) -> None:
         for number, model in enumerate((following(self._model), following(following(self._model)))):
             how = {"url": self.url, "topic": "topic", "server": f"server-{number}", "path": str(self.ledger)}
-            self._start(model).run("faults.ledger.serve", **how)
+            self._start(model).run("faults.ledger.serve", **how, released=False)
 
     def figures(self, scenario: str, **args: Any) -> dict[str, float]:
         began = time.monotonic()
@@ -41,12 +40,10 @@ class Run:
         assert result["codes"] == [0] * CHILDREN
         sent = set(result["sent"])
         assert len(sent) == len(result["sent"])
-        wait_until(lambda: sent <= set(self.ledger.read_text().split()), what="all to be run")
-        times = Counter(self.ledger.read_text().split())
-        assert set(times) == sent
-        twice = [value for value, count in times.items() if count > 1]
-        assert twice == []
-        return {"lost": len(sent - set(times)), "twice": len(twice), "messages": len(sent), "s": time.monotonic() - began}
+        wait_until(lambda: sent <= ledger.written(self.ledger), what="all to be run")
+        found = ledger.all_once(self.ledger, sent)
+        assert ledger.written(self.ledger) == sent
+        return {**found, "messages": len(sent), "s": time.monotonic() - began}
 
 
 def test_a_parent_and_its_children_use_a_transport_that_was_not_used(

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import ROOT, Raised, Worker, following, wait_until
+from tests.faults.ledger import read, written
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ CALLERS, SERVERS, KILLS = 64, 4, 12
 # Characters that are more than fits into buffers on the way.
 LARGE = 8 << 20
 # When clients are killed, by what they and their server write into the ledger; and what they send and have returned meanwhile.
-MOMENTS = [("begins-carry-1 ", LARGE, 0), ("begins-carry-1 ", 0, LARGE), ("rest-", 0, 0)]
+MOMENTS = [("begins-carry-1", LARGE, 0), ("begins-carry-1", 0, LARGE), ("rest-", 0, 0)]
 # Seconds; and what shutting down may take beyond: to withdraw from the directory, to send the last replies, on a busy machine.
 LINGER, MORE = 3, 15
 # A hub that is blocked for that time would be later with its ticks; one of a busy machine is not.
@@ -43,26 +44,25 @@ class Servers:
 
     def __init__(self, parent: Worker, url: str, topic: str, ledger: Path) -> None:
         self._parent = parent
-        self._how = {"url": url, "topic": topic, "ledger": str(ledger)}
+        self._how = {"url": url, "topic": topic, "path": str(ledger)}
         self._ledger = ledger
         ledger.touch()
         self.pids: dict[str, int] = {}
 
     def fork(self, name: str) -> int:
         """It need not serve yet."""
-        pid: int = self._parent.run("faults.kill.fork", doing="serve", name=name, **self._how)
+        pid: int = self._parent.run("faults.kill.fork", doing="serve", server=name, **self._how)
         self.pids[name] = pid
         return pid
 
     def wait_for(self, pid: int) -> None:
-        wait_until(lambda: f"serves {pid}\n" in self._ledger.read_text(), what=f"process {pid} to serve")
+        wait_until(lambda: pid in self.ran()["serves"], what=f"process {pid} to serve")
 
     def ran(self) -> dict[str, list[int]]:
         """By which processes each call was run."""
         found = defaultdict(list)
-        for line in self._ledger.read_text().splitlines():
-            entry, pid = line.split()
-            found[entry].append(int(pid))
+        for entry in read(self._ledger):
+            found[entry.value].append(entry.pid)
         return found
 
 
@@ -81,10 +81,18 @@ def test_servers_are_killed_one_after_the_other_under_many_callers(
     for name in "abcd":
         servers.wait_for(servers.fork(name))
     # Half of the callers call any server, the others each a certain one.
-    client.run("faults.kill.start_calling", url=url, topic=topic, callers=CALLERS, servers=["", "a", "", "b", "", "c", "", "d"])
+    lines: list[dict[str, Any]] = [{"name": "any", "count": CALLERS // 2}]
+    lines += [{"name": name, "server": name, "count": CALLERS // 8} for name in "abcd"]
+    # Some calls are acknowledged before they are answered, some are answered at once.
+    how = {"timeout": 60, "seconds": [0, 0.01, 0.02, 0.1], "pause": 0}
+    client.run("faults.load.start", url=url, topic=topic, lines=[{**line, **how} for line in lines])
+
+    def all_answered(then: float) -> bool:
+        latest = client.run("faults.load.latest", topic=topic).values()
+        return len(latest) == CALLERS and min(latest) > then
 
     def answered_since(then: float) -> None:
-        wait_until(lambda: client.run("faults.kill.answered", topic=topic, since=then), 40, "every caller to have an answer")
+        wait_until(lambda: all_answered(then), 40, "every caller to have an answer")
 
     answered_since(time.monotonic())
     killed: dict[int, float] = {}
@@ -107,21 +115,21 @@ def test_servers_are_killed_one_after_the_other_under_many_callers(
         answered_since(killed[victim])
         recovered.append(time.monotonic() - killed[victim])
         answered_since(time.monotonic())
-    calls = client.run("faults.kill.stop_calling", topic=topic, limit=100)
+    calls = client.run("faults.load.stop", topic=topic, limit=100)
 
     ran = servers.ran()
     errors: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for call in calls:
-        if "by" in call:
-            assert ran[call["entry"]] == [call["by"]], call
+        if call["error"] is None:
+            assert ran[call["value"]] == [call["by"]], call
             continue
-        assert call["error"][:2] == ["ServerGone", "MessagingTimeout"], call
+        assert call["names"][:2] == ["ServerGone", "MessagingTimeout"], call
         (pid,) = [pid for pid in killed if f"(pid {pid}, " in call["server"]]
-        assert call["server"] in call["text"]
-        assert ran[call["entry"]] in ([], [pid]), call
+        assert call["server"] in call["error"]
+        assert ran[call["value"]] in ([], [pid]), call
         assert call["ended"] >= killed[pid]
         errors[pid].append(call)
-    assert {entry for entry in ran if entry != "serves"} <= {call["entry"] for call in calls}
+    assert ran.keys() - {"serves"} <= {call["value"] for call in calls}
     # Whoever was told that it is gone, and whoever calls any server, does not meet it again.
     for pid, of_pid in errors.items():
         assert len({call["caller"] for call in of_pid}) == len(of_pid), pid
@@ -134,7 +142,7 @@ def test_servers_are_killed_one_after_the_other_under_many_callers(
         notice=max(max(call["ended"] for call in errors[pid]) - killed[pid] for pid in errors),
         recover=max(recovered),
         lost=0,
-        twice=sum(len(pids) > 1 for entry, pids in ran.items() if entry != "serves"),
+        twice=sum(len(pids) > 1 for value, pids in ran.items() if value != "serves"),
         errors_per_kill=len(lost) / KILLS,
         calls=len(calls),
         kills=len(killed),
@@ -147,7 +155,7 @@ def test_a_hundred_clients_are_killed(
     server, parent = start(following(client_model)), start(client_model)
     ledger = tmp_path / "ledger"
     server.run("faults.kill.return_memory")
-    server.run("faults.kill.serve", url=url, topic=topic, name="server", ledger=str(ledger))
+    server.run("faults.ledger.serve", url=url, topic=topic, server="server", path=str(ledger))
     clients = 0
 
     def kill_ten() -> None:
@@ -158,12 +166,12 @@ def test_a_hundred_clients_are_killed(
             clients += 1
             name = f"client-{clients}"
             moment, sent, returned = random.choice(MOMENTS)
-            how = {"topic": topic, "name": name, "ledger": str(ledger), "sent": sent, "returned": returned}
+            how = {"topic": topic, "name": name, "path": str(ledger), "sent": sent, "returned": returned}
             alive[f"{name}-{moment}"] = parent.run("faults.kill.fork", url=url, doing="use", **how)
 
         def killed() -> bool:
-            text = ledger.read_text()
-            for moment in [moment for moment in alive if moment in text]:
+            seen = written(ledger)
+            for moment in [moment for moment in alive if any(value.startswith(moment) for value in seen)]:
                 time.sleep(random.uniform(0, 0.05))  # the moment of the kill, again
                 os.kill(alive.pop(moment), signal.SIGKILL)
             return not alive
@@ -189,10 +197,10 @@ def test_a_hundred_clients_are_killed(
     # That it has heard of them, without any call, is remembered for FORGET.
     assert after["senders"] <= clients
     assert not any(after[name] for name in ("records", "replies", "reply bytes", "unanswered", "messages"))
-    text = ledger.read_text()
-    cut_off = 2 * text.count("-begins-carry-") - text.count("-carry-")
+    carried = [entry.value for entry in read(ledger) if "-carry-" in entry.value]
+    cut_off = 2 * sum("-begins-" in value for value in carried) - len(carried)
     assert cut_off, "no client was killed before the server had all of its request"
-    assert server.run("call", url=url, topic=topic, method="run", args={"entry": "after"})
+    assert server.run("call", url=url, topic=topic, method="run", args={"value": "after"})
     figures(
         "kill -9 of a client, 100 times",
         client_model,

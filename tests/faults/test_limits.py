@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import Directory, Fleet, Raised, Worker, following, wait_until
+from tests.faults.ledger import all_once, read, written
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_directory]
 
 Start = Callable[[str], Worker]
+Serve = Callable[..., Worker]
+Figures = Callable[..., None]
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -55,10 +58,22 @@ class Memory:
         return (self._read("VmRSS") - self._before) / MIB
 
 
-def twice_and_lost(ledger: Path, expected: list[str]) -> tuple[int, int]:
-    """How many were run more than once, and how many of these never."""
-    run = ledger.read_text().splitlines()
-    return len(run) - len(set(run)), len(set(expected) - set(run))
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def serve(start: Start, client_model: str, topic: str, ledger: Path) -> Serve:
+    """Start a process that runs one at a time of what it is sent, and holds it until it is released."""
+
+    def serve(url: str, label: str, model: str = following(client_model), **how: Any) -> Worker:
+        worker = start(model)
+        how = {"pool": 1, "released": False, **how}
+        worker.run("faults.ledger.serve", url=url, topic=topic, server=label, path=str(ledger), **how)
+        return worker
+
+    return serve
 
 
 def idle(worker: Worker, url: str) -> None:
@@ -75,21 +90,19 @@ def idle(worker: Worker, url: str) -> None:
 def test_casts_that_a_server_is_slow_to_take(
     client: Worker,
     other: Worker,
-    start: Start,
+    serve: Serve,
     client_model: str,
     directory: Directory,
     topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    ledger: Path,
+    figures: Figures,
 ) -> None:
     """Each sender sends 94 MiB, the server is sent twice as much. What is on its way is less than 2 MiB for each."""
     url = directory.url(listener_window=8, outbox_messages=20, outbox_bytes=2 * MIB)
-    ledger, senders = tmp_path / "ledger", (client, other)
-    server = start(following(client_model))
-    serve = {"url": url, "topic": topic, "path": str(ledger), "released": True}
-    server.run("faults.limits.serve", **serve, label="slow", seconds=0.0005)
-    for sender in senders:  # what is imported and allocated once
-        sender.run("faults.limits.send", url=url, topic=topic, kind="cast", values=["warm"], callers=1, load=100 * KIB)
+    senders, server = (client, other), serve(url, "slow", seconds=0.0005, released=True)
+    warm = ["warm 0", "warm 1"]
+    for sender, value in zip(senders, warm, strict=True):  # what is imported and allocated once
+        sender.run("faults.limits.send", url=url, topic=topic, kind="cast", values=[value], callers=1, load=100 * KIB)
     values = {sender: [f"{number} {i}" for i in range(960)] for number, sender in enumerate(senders)}
     memory = {worker: Memory(worker) for worker in (server, *senders)}
     began = time.monotonic()
@@ -97,8 +110,8 @@ def test_casts_that_a_server_is_slow_to_take(
     sending = [sender.begin("faults.limits.send", **how, values=values[sender]) for sender in senders]
     for each in sending:
         assert each.result(110)["errors"] == {}
-    expected = ["warm", *(value for some in values.values() for value in some)]
-    wait_until(lambda: len(ledger.read_text().splitlines()) >= len(expected) + 1, 60)
+    expected = [*warm, *(value for some in values.values() for value in some)]
+    wait_until(lambda: len(read(ledger)) >= len(expected), 60)
     seconds = time.monotonic() - began
     assert server.run("counts", url=url)["requests refused: busy"] > 0
     peaks = [memory[worker].peak for worker in (server, *senders)]
@@ -107,13 +120,10 @@ def test_casts_that_a_server_is_slow_to_take(
         idle(sender, url)
         wait_until(lambda sender=sender: memory[sender].back(sender) < 12)
     wait_until(lambda: memory[server].back(server) < 12)
-    twice, lost = twice_and_lost(ledger, expected)
-    assert (twice - 1, lost) == (0, 0)  # the warm ones have one name
     figures(
         "casts to a slow server",
         client_model,
-        lost=lost,
-        twice=twice - 1,
+        **all_once(ledger, expected),
         flood_MiB=188,
         server_peak_MiB=peaks[0],
         sender_peak_MiB=max(peaks[1:]),
@@ -122,18 +132,11 @@ def test_casts_that_a_server_is_slow_to_take(
 
 
 def test_casts_that_a_server_does_not_take(
-    client: Worker,
-    start: Start,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    client: Worker, serve: Serve, client_model: str, directory: Directory, topic: str, ledger: Path, figures: Figures
 ) -> None:
     """Some are accepted, some are kept; the callers of the others are held back, and then get an error."""
     url = directory.url(listener_window=4, outbox_messages=10, cast_grace=0.2)
-    ledger, server = tmp_path / "ledger", start(following(client_model))
-    server.run("faults.limits.serve", url=url, topic=topic, label="held", path=str(ledger))
+    server = serve(url, "held")
     values = [str(i) for i in range(40)]
     memory = Memory(client)
     began = time.monotonic()
@@ -152,36 +155,27 @@ def test_casts_that_a_server_does_not_take(
     assert memory.peak < 32
     began = time.monotonic()
     server.run("release", label="held")
-    wait_until(lambda: len(ledger.read_text().splitlines()) >= len(result["done"]))
+    wait_until(lambda: len(read(ledger)) >= len(result["done"]))
     recover = time.monotonic() - began
     idle(client, url)
-    twice, lost = twice_and_lost(ledger, list(result["done"]))
-    assert (twice, lost) == (0, 0)
-    assert not set(errors) & set(ledger.read_text().splitlines())
+    found = all_once(ledger, result["done"])
+    assert not set(errors) & written(ledger)
     figures(
         "casts to a full server",
         client_model,
         notice=notice,
         recover=recover,
-        lost=lost,
-        twice=twice,
+        **found,
         callers_with_errors=len(errors),
         sender_peak_MiB=memory.peak,
     )
 
 
 def test_calls_of_256_callers_to_a_pool_of_one(
-    client: Worker,
-    start: Start,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    client: Worker, serve: Serve, client_model: str, directory: Directory, topic: str, ledger: Path, figures: Figures
 ) -> None:
     url = directory.url(listener_window=8)
-    ledger, server = tmp_path / "ledger", start(following(client_model))
-    server.run("faults.limits.serve", url=url, topic=topic, label="one", path=str(ledger))
+    server = serve(url, "one")
     how = {"url": url, "topic": topic, "kind": "call", "callers": 256, "load": 100 * KIB}
     in_vain = [f"in vain {i}" for i in range(256)]
     memory = Memory(server)
@@ -206,9 +200,8 @@ def test_calls_of_256_callers_to_a_pool_of_one(
     assert result["errors"] == {}
     peak = memory.peak
     assert peak < 96, "all that are sent at a time are 25 MiB, in text and as read from the wire"
-    twice, lost = twice_and_lost(ledger, values)
-    assert (twice, lost) == (0, 0)
-    assert sum(line.startswith("in vain") for line in ledger.read_text().splitlines()) == 1
+    found = all_once(ledger, values)
+    assert sum(entry.value.startswith("in vain") for entry in read(ledger)) == 1
     idle(client, url)
     wait_until(lambda: memory.back(server) < 16)
     figures(
@@ -216,31 +209,20 @@ def test_calls_of_256_callers_to_a_pool_of_one(
         client_model,
         notice=notice,
         recover=recover,
-        lost=lost,
-        twice=twice,
+        **found,
         server_peak_MiB=peak,
     )
 
 
 def test_a_second_server_takes_what_the_first_refuses(
-    client: Worker,
-    start: Start,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    client: Worker, serve: Serve, client_model: str, directory: Directory, topic: str, ledger: Path, figures: Figures
 ) -> None:
     url = directory.url(listener_window=4)
-    full, free = start(following(client_model)), start(client_model)
-    ledger = tmp_path / "ledger"
-    serve = {"url": url, "topic": topic, "path": str(ledger)}
-    full.run("faults.limits.serve", **serve, label="full")
-    free.run("faults.limits.serve", **serve, label="free", pool=4, seconds=0.002, released=True)
+    full, _ = serve(url, "full"), serve(url, "free", client_model, pool=4, seconds=0.002, released=True)
     values = [str(i) for i in range(200)]
     how = {"url": url, "topic": topic, "timeout": 100}
     calls = client.begin("faults.limits.send", **how, kind="call", callers=200, values=values)
-    wait_until(lambda: len(ledger.read_text().splitlines()) >= 195, 60)
+    wait_until(lambda: len(read(ledger)) >= 195, 60)
     began = time.monotonic()
     full.run("release", label="full")
     result = calls.result(60)
@@ -248,34 +230,26 @@ def test_a_second_server_takes_what_the_first_refuses(
     assert result["errors"] == {}
     by_full = list(result["done"].values()).count("full")
     assert by_full <= 4 + 1 + 4  # what it had, and the last few, which came when it was free
-    twice, lost = twice_and_lost(ledger, values)
-    assert (twice, lost) == (0, 0)
-    figures("a second server besides a full one", client_model, recover=recover, lost=lost, twice=twice, by_the_full=by_full)
+    found = all_once(ledger, values)
+    figures("a second server besides a full one", client_model, recover=recover, **found, by_the_full=by_full)
 
 
 def test_a_client_that_does_not_read_its_replies(
-    client_model: str,
-    start: Start,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    client_model: str, start: Start, serve: Serve, directory: Directory, topic: str, ledger: Path, figures: Figures
 ) -> None:
     """It is stopped. Of each call it has one reply coming; once it is taken for lost, only as many as are kept for repeats."""
     url = directory.url(heartbeat_interval=1, listener_window=1000)
-    ledger, server, other = tmp_path / "ledger", start(following(client_model)), start(client_model)
-    server.run("faults.limits.serve", url=url, topic=topic, label="server", path=str(ledger), pool=4)
-    client = start(client_model)
+    server, other, client = serve(url, "server", pool=4), start(client_model), start(client_model)
     callers, cache = 192, 64
     values = [str(i) for i in range(callers)]
     how = {"url": url, "topic": topic, "kind": "call"}
     memory = Memory(server)
-    calls = client.begin("faults.limits.send", **how, callers=callers, values=values, timeout=60, args={"size": MIB})
+    calls = client.begin("faults.limits.send", **how, callers=callers, values=values, timeout=60, size=MIB)
     wait_until(lambda: sum(server.run("leftovers", url=url)[name] for name in ("unanswered",)) == 0)
     wait_until(lambda: server.run("faults.limits.tables", url=url)["records"] >= callers)
     client.signal(signal.SIGSTOP)
     server.run("release", label="server")
-    wait_until(lambda: len(ledger.read_text().splitlines()) == callers, 60)
+    wait_until(lambda: len(read(ledger)) == callers, 60)
     # Others are served meanwhile.
     answer = other.run("faults.limits.send", **how, callers=1, values=["other"], timeout=30)
     assert answer["done"] == {"other": "server"}
@@ -293,94 +267,68 @@ def test_a_client_that_does_not_read_its_replies(
         assert "accepted it and no longer knows of it" in text
     assert recover < 40  # and not the time that they had
     assert len(result["done"]) >= cache - 4
-    result = client.run("faults.limits.send", **how, callers=16, values=[f"later {i}" for i in range(16)], args={"size": MIB})
+    result = client.run("faults.limits.send", **how, callers=16, values=[f"later {i}" for i in range(16)], size=MIB)
     assert result["errors"] == {}
-    twice, lost = twice_and_lost(ledger, values)
-    assert (twice, lost) == (0, 0)
+    found = all_once(ledger, values)
     idle(client, url)
     figures(
         "a client that reads no replies",
         client_model,
         notice=notice,
         recover=recover,
-        lost=lost,
-        twice=twice,
+        **found,
         replies_MiB=callers,
         server_peak_MiB=peak,
     )
 
 
+@pytest.mark.parametrize("ttl", [30, 3], ids=["in time", "too late"])
 def test_a_fanout_with_a_slow_member(
-    client: Worker,
-    start: Start,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
+    client: Worker, serve: Serve, client_model: str, directory: Directory, topic: str, ledger: Path, ttl: int, figures: Figures
 ) -> None:
     """The others get all at once, it gets all later; what it does not take in time is lost, and the log names it."""
-    url = directory.url(listener_window=4, message_ttl=30)
-    slow, quick = start(following(client_model)), start(client_model)
-    slow.run("faults.limits.serve", url=url, topic=topic, label="slow", path=str(tmp_path / "slow"))
-    quick.run("faults.limits.serve", url=url, topic=topic, label="quick", path=str(tmp_path / "quick"), released=True)
-    how = {"url": url, "topic": topic, "kind": "fanout", "callers": 1, "load": 100 * KIB}
+    url = directory.url(listener_window=4, message_ttl=ttl)
+    slow, _ = serve(url, "slow"), serve(url, "quick", client_model, released=True)
     values = [str(i) for i in range(40)]
-    memory = Memory(client)
-    result = client.run("faults.limits.send", **how, values=values)
-    assert result["errors"] == {}
-    wait_until(lambda: len((tmp_path / "quick").read_text().splitlines()) == 40)
-    notice = result["seconds"]
-    began = time.monotonic()
-    slow.run("release", label="slow")
-    wait_until(lambda: len((tmp_path / "slow").read_text().splitlines()) >= 40, 30)
-    recover = time.monotonic() - began
-    for name in ("slow", "quick"):
-        assert sorted((tmp_path / name).read_text().splitlines(), key=int) == values
-    idle(client, url)
-    assert memory.peak < 32
-    figures("fanout with a slow member", client_model, notice=notice, recover=recover, lost=0, twice=0)
 
-
-def test_a_fanout_with_a_member_that_takes_nothing(
-    client: Worker,
-    start: Start,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    tmp_path: Path,
-    figures: Callable[..., None],
-) -> None:
-    url = directory.url(listener_window=4, message_ttl=3)
-    slow = start(following(client_model))
-    slow.run("faults.limits.serve", url=url, topic=topic, label="slow", path=str(tmp_path / "slow"))
-    values = [str(i) for i in range(20)]
-    client.run("faults.limits.send", url=url, topic=topic, kind="fanout", callers=1, values=values)
-    began = time.monotonic()
+    def run_by(label: str) -> list[str]:
+        return sorted((entry.value for entry in read(ledger) if entry.server == label), key=int)
 
     def lost() -> int:
         return sum(int(line.split()[2]) for line in client.run("logged") if "lost" in line and "fanout" in line)
 
-    wait_until(lambda: lost() >= 14)
-    notice = time.monotonic() - began
-    for line in client.run("logged"):
-        assert f"pid {slow.process.pid}" in line
-        assert "busy" in line or "did not begin it in time" in line
+    memory = Memory(client)
+    result = client.run("faults.limits.send", url=url, topic=topic, kind="fanout", callers=1, load=100 * KIB, values=values)
+    assert result["errors"] == {}
+    began, notice = time.monotonic(), result["seconds"]
+    wait_until(lambda: len(run_by("quick")) == 40)
+    if ttl == 3:
+        wait_until(lambda: lost() >= 34)  # all but what it had accepted
+        notice = time.monotonic() - began
+        for line in client.run("logged"):
+            assert f"pid {slow.process.pid}" in line
+            assert "busy" in line or "did not begin it in time" in line
+    began = time.monotonic()
     slow.run("release", label="slow")
     # What it had accepted it runs, unless it is too late for that.
-    wait_until(lambda: lost() + len((tmp_path / "slow").read_text().splitlines()) == 20, what=lambda: client.run("logged"))
+    wait_until(lambda: len(run_by("slow")) + lost() >= 40, 30, what=lambda: client.run("logged"))
+    recover = time.monotonic() - began
     idle(client, url)
-    run = (tmp_path / "slow").read_text().splitlines()
-    assert len(run) == len(set(run)) == 20 - lost()
-    figures("fanout with a member that takes none", client_model, notice=notice, lost_and_named=lost(), twice=0)
+    assert run_by("quick") == values
+    run = run_by("slow")
+    assert len(run) == len(set(run)) == 40 - lost()
+    assert memory.peak < 32
+    if ttl == 3:
+        figures("fanout with a member that takes none", client_model, notice=notice, lost_and_named=lost(), twice=0)
+    else:
+        assert run == values
+        figures("fanout with a slow member", client_model, notice=notice, recover=recover, lost=0, twice=0)
 
 
 # Large messages.
 
 
-def test_64_mib_both_ways(
-    client: Worker, server: Worker, client_model: str, url: str, topic: str, figures: Callable[..., None]
-) -> None:
+def test_64_mib_both_ways(client: Worker, server: Worker, client_model: str, url: str, topic: str, figures: Figures) -> None:
     server.run("serve", url=url, topic=topic)
     size = 64 * MIB
     expected = [size, hashlib.sha256(("ä" + "x" * (size - 1)).encode()).hexdigest()]
@@ -413,13 +361,7 @@ SMALL, LARGE = 100_000, 200_000
 
 @pytest.mark.parametrize("limited", ["both", "sender", "receiver"])
 def test_a_message_above_the_limit_is_an_error_at_once_and_disturbs_nobody_else(
-    client: Worker,
-    server: Worker,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    limited: str,
-    figures: Callable[..., None],
+    client: Worker, server: Worker, client_model: str, directory: Directory, topic: str, limited: str, figures: Figures
 ) -> None:
     """Requests and replies; the limit is the sender's, the receiver's, or both have it."""
     small, normal = directory.url(max_message_bytes=SMALL), directory.url()
@@ -450,13 +392,7 @@ def test_a_message_above_the_limit_is_an_error_at_once_and_disturbs_nobody_else(
 
 
 def test_a_fanout_above_the_limit_of_one_member_reaches_the_others(
-    client: Worker,
-    server: Worker,
-    other: Worker,
-    client_model: str,
-    directory: Directory,
-    topic: str,
-    figures: Callable[..., None],
+    client: Worker, server: Worker, other: Worker, client_model: str, directory: Directory, topic: str, figures: Figures
 ) -> None:
     server.run("serve", url=directory.url(max_message_bytes=SMALL), topic=topic, server="small")
     other.run("serve", url=directory.url(), topic=topic, server="large")
@@ -473,7 +409,7 @@ def test_a_fanout_above_the_limit_of_one_member_reaches_the_others(
 
 
 def test_10000_topics_leave_nothing_behind(
-    client_model: str, start: Start, directory: Directory, topic: str, figures: Callable[..., None]
+    client_model: str, start: Start, directory: Directory, topic: str, figures: Figures
 ) -> None:
     """500 are served by one process, each is sent one message; to the others, which nobody serves, goes a fanout."""
     url = directory.url(connection_idle_timeout=1)

@@ -6,18 +6,18 @@ Servers write down on disk whatever they run, and a load of callers and casters 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.harness import MODELS, Raised, Worker, following, wait_until
+from tests.faults.ledger import all_once, read, written
 from tests.networks import DIRECTORY, LAN, Networks, needs_networks
 
 pytestmark = [pytest.mark.slow, needs_networks]
@@ -28,6 +28,10 @@ SHORT: dict[str, object] = {"heartbeat_interval": 0.5, "cast_grace": 0.5}
 # Records of processes that are gone live no longer than that.
 BRIEF: dict[str, object] = {**SHORT, "zmq_target_expire": 5, "zmq_target_update": 1}
 PORT = 30_000
+# What clients send, see faults.load.
+CALLS: Record = {"name": "call", "count": 4}
+CASTS: Record = {"name": "cast", "kind": "cast", "count": 2}
+NAMED: Record = {"name": "named", "server": "server"}
 # What a call that ended at its deadline may say.
 KNOWN = ("which did not accept it", "accepted it and did not reply", "no connection to")
 # An answer at the deadline is late by no more than this on a machine that others use as well.
@@ -63,21 +67,27 @@ class Bench:
 
     def serve(self, space: str, model: str, at: str, server: str, topic: str = "", worker: Worker | None = None) -> Worker:
         worker = worker or self.networks.start(space, model)
-        worker.run("faults.network.serve", url=at, topic=topic or self.topic, server=server, ledger=str(self.ledger))
+        worker.run("faults.ledger.serve", url=at, topic=topic or self.topic, server=server, path=str(self.ledger))
         return worker
+
+    def pair(self, here: str, there: str, model: str, options: Record, *lines: Record, at: Callable[..., str] = url) -> Worker:
+        """A client on one host, with that load, and a server of another model on the other one, the third; the server."""
+        server = self.serve(there, following(model), at(3, **options), "server")
+        self.load(self.networks.start(here, model), url(**options), *lines)
+        return server
 
     def load(self, client: Worker, at: str, *lines: Record) -> None:
         """Returns when each who sends has sent something."""
         self.client, self.url = client, at
         count = sum(line.get("count", 1) for line in lines)
-        client.run("faults.network.start", url=at, topic=self.topic, lines=lines)
+        client.run("faults.load.start", url=at, topic=self.topic, lines=lines)
         wait_until(lambda: len(self.latest()) == count, 60, "the first messages")
 
     def latest(self) -> dict[str, float]:
-        return dict(self.client.run("faults.network.latest", topic=self.topic))
+        return dict(self.client.run("faults.load.latest", topic=self.topic))
 
     def stop(self) -> list[Record]:
-        return list(self.client.run("faults.network.stop", topic=self.topic, limit=120))
+        return list(self.client.run("faults.load.stop", topic=self.topic, limit=120))
 
     def count(self, name: str) -> int:
         return int(self.client.run("counts", url=self.url).get(name, 0))
@@ -92,8 +102,13 @@ class Bench:
         wait_until(lambda: min(self.latest().values()) > since, limit, "all to go well again")
         return time.monotonic() - since
 
-    def lines(self) -> list[Record]:
-        return [json.loads(line) for line in self.ledger.read_text().splitlines()]
+    def hold(self) -> Future[Any]:
+        """A call of the client that its server has accepted, and is to work on for longer than the test takes."""
+        message = {"url": self.url, "topic": self.topic, "method": "run", "timeout": 60}
+        held = self.client.begin("call", **message, args={"value": "held", "seconds": 60})
+        wait_until(lambda: "held" in written(self.ledger))
+        rest(0.2)  # it is acknowledged after a moment
+        return held
 
     def check(self, records: list[Record]) -> dict[str, int]:
         """Every call that was answered and every cast that returned was run once, and nothing twice; the figures.
@@ -104,15 +119,19 @@ class Bench:
         answered = {record["value"] for record in records if record["error"] is None and record["kind"] == "call"}
 
         def lost() -> int:
-            return len(sent - {line["value"] for line in self.lines()})
+            return len(sent - written(self.ledger))
 
         counted = self.count("messages lost")
         wait_until(lambda: lost() <= counted and not self.count("messages in the outbox"), 40, "what is to be delivered")
-        ran = Counter(line["value"] for line in self.lines())
-        twice = [value for value, times in ran.items() if times > 1]
-        assert twice == []
-        assert answered <= ran.keys()
-        return {"lost": lost(), "twice": len(twice)}
+        return {**all_once(self.ledger, answered), "lost": lost()}
+
+    def all_went_well(self) -> tuple[dict[str, int], list[Record]]:
+        """In the end; the figures, and what was sent."""
+        records = self.stop()
+        found = self.check(records)
+        assert found["lost"] == 0
+        assert errors(records) == []
+        return found, records
 
 
 @pytest.fixture
@@ -126,6 +145,15 @@ def of(records: list[Record], *names: str) -> list[Record]:
 
 def errors(records: list[Record]) -> list[Record]:
     return [record for record in records if record["error"] is not None]
+
+
+def ends_as_gone(held: Future[Any]) -> Raised:
+    """A call that its server had accepted."""
+    with pytest.raises(Raised) as caught:
+        held.result(40)
+    assert caught.value.name == "ServerGone"
+    assert "accepted it and is gone" in caught.value.text
+    return caught.value
 
 
 def rest(seconds: float) -> None:
@@ -181,7 +209,7 @@ def test_one_of_two_servers_is_cut_off(bench: Bench, figures: Figures, model: st
     assert len(errors(inside)) == len(inside)
     meanwhile = {r["value"] for r in of(records, "any") if noticed < r["began"] and r["ended"] < healing}
     assert len(meanwhile) > 10
-    assert {line["server"] for line in bench.lines() if line["value"] in meanwhile} == {"other"}
+    assert {entry.server for entry in read(bench.ledger) if entry.value in meanwhile} == {"other"}
     figures(f"partition, {direction}", model, notice=notice, recover=recover, **found)
 
 
@@ -230,9 +258,7 @@ def test_partition_with_default_options(bench: Bench, figures: Figures) -> None:
     benches = {}
     for model in MODELS:
         benches[model] = one = Bench(networks, bench.ledger, f"{bench.topic}-{model}")
-        one.serve(cut, following(model), url(3), "server")
-        lines = [{"name": "call", "count": 4, "timeout": 60}, {"name": "cast", "kind": "cast", "count": 2}]
-        one.load(networks.start(here, model), url(), *lines)
+        one.pair(here, cut, model, {}, {**CALLS, "timeout": 60}, CASTS)
     began = time.monotonic()
     networks.lose(cut, source=f"{LAN}.2")
     networks.lose(here, source=f"{LAN}.3")
@@ -242,10 +268,7 @@ def test_partition_with_default_options(bench: Bench, figures: Figures) -> None:
     healed = time.monotonic()
     for model, one in benches.items():
         recover = one.recovers(healed)
-        records = one.stop()
-        found = one.check(records)
-        assert found["lost"] == 0
-        assert errors(records) == []
+        found, _ = one.all_went_well()
         figures("partition, default options", model, notice=notices[model], recover=recover, **found)
 
 
@@ -253,10 +276,7 @@ def test_partition_with_default_options(bench: Bench, figures: Figures) -> None:
 def test_connections_are_reset(bench: Bench, figures: Figures, model: str) -> None:
     networks = bench.networks
     _, here, there = networks.lan(2)
-    bench.serve(there, following(model), url(3, **SHORT), "server")
-    lines = [{"name": "call", "count": 4}, {"name": "long", "count": 3, "seconds": 0.5}]
-    lines += [{"name": "cast", "kind": "cast", "count": 2}]
-    bench.load(networks.start(here, model), url(**SHORT), *lines)
+    bench.pair(here, there, model, SHORT, CALLS, CASTS, {"name": "long", "count": 3, "seconds": [0.5]})
     notice = recover = 0.0
     for space, source in ((there, 2), (here, 3), (there, 2)):
         before = bench.count("connections lost")
@@ -265,10 +285,7 @@ def test_connections_are_reset(bench: Bench, figures: Figures, model: str) -> No
         notice = max(notice, bench.notices(began, lost=before + 1))
         networks.heal(space)
         recover = max(recover, bench.recovers(time.monotonic()))
-    records = bench.stop()
-    found = bench.check(records)
-    assert found["lost"] == 0
-    assert errors(records) == []
+    found, _ = bench.all_went_well()
     figures("connection reset", model, notice=notice, recover=recover, **found)
 
 
@@ -281,7 +298,7 @@ def test_client_disappears(bench: Bench, figures: Figures, model: str) -> None:
     bench.load(networks.start(elsewhere, model), url(**SHORT), {"name": "call", "count": 2})
     before = server.run("resources")["descriptors"]
     gone = Bench(networks, bench.ledger, bench.topic)
-    lines = [{"name": "call gone", "count": 3}, {"name": "long gone", "count": 3, "seconds": 3}]
+    lines = [{"name": "call gone", "count": 3}, {"name": "long gone", "count": 3, "seconds": [3]}]
     gone.load(networks.start(here, following(model)), url(**SHORT), *lines)
     assert server.run("resources")["descriptors"] > before
     began = time.monotonic()
@@ -290,9 +307,7 @@ def test_client_disappears(bench: Bench, figures: Figures, model: str) -> None:
     wait_until(lambda: server.run("resources")["descriptors"] <= before, 30, "the connection to be given up")
     notice = time.monotonic() - began
     bench.recovers(time.monotonic())
-    records = bench.stop()
-    found = bench.check(records)
-    assert errors(records) == []
+    found, _ = bench.all_went_well()
     figures("half-open connection: the client's host is gone", model, notice=notice, **found)
 
 
@@ -305,9 +320,7 @@ def test_directory_is_cut_off(bench: Bench, figures: Figures, model: str) -> Non
     networks = bench.networks
     _, here, there = networks.lan(2)
     options = {**SHORT, "zmq_target_expire": 3, "zmq_target_update": 1, "redis_timeout": 1}
-    bench.serve(there, following(model), url(3, **options), "server")
-    lines = [{"name": "call", "count": 4}, {"name": "cast", "kind": "cast", "count": 2}]
-    bench.load(networks.start(here, model), url(**options), *lines)
+    bench.pair(here, there, model, options, CALLS, CASTS)
     for space in (here, there):
         networks.lose(space, source=DIRECTORY)
     rest(4)
@@ -320,10 +333,7 @@ def test_directory_is_cut_off(bench: Bench, figures: Figures, model: str) -> Non
     for space in (here, there):
         networks.heal(space)
     recover = bench.recovers(time.monotonic())
-    records = bench.stop()
-    found = bench.check(records)
-    assert found["lost"] == 0
-    assert errors(records) == []
+    found, _ = bench.all_went_well()
     figures("directory cut off, connection reset", model, notice=notice, recover=recover, reconnected_s=again, **found)
 
 
@@ -332,21 +342,12 @@ def test_server_is_cut_off_from_all_for_longer_than_its_record_lives(bench: Benc
     """It counts as gone. Its calls end with that; what was not written waits for it. It comes back as who it is."""
     networks = bench.networks
     _, here, cut = networks.lan(2)
-    bench.serve(cut, following(model), url(3, **BRIEF), "server")
-    client = networks.start(here, model)
-    lines = [{"name": "call", "count": 3}, {"name": "cast", "kind": "cast", "count": 2}]
-    bench.load(client, url(**BRIEF), *lines)
-    message = {"url": url(**BRIEF), "topic": bench.topic, "method": "run", "timeout": 60}
-    held = client.begin("call", **message, args={"value": "held", "seconds": 60})
-    wait_until(lambda: "held" in {line["value"] for line in bench.lines()})
-    rest(0.2)  # it is acknowledged after a moment
+    bench.pair(here, cut, model, BRIEF, CALLS, CASTS)
+    held = bench.hold()
     began = time.monotonic()
     networks.lose(cut)
-    with pytest.raises(Raised) as caught:
-        held.result(40)
+    ends_as_gone(held)
     notice = time.monotonic() - began
-    assert caught.value.name == "ServerGone"
-    assert "accepted it and is gone" in caught.value.text
     networks.heal(cut)
     recover = bench.recovers(time.monotonic())
     records = bench.stop()
@@ -362,23 +363,14 @@ def test_server_is_cut_off_from_all_for_longer_than_its_record_lives(bench: Benc
 def test_packets_are_lost(bench: Bench, figures: Figures, model: str, percent: int) -> None:
     networks = bench.networks
     _, here, there = networks.lan(2)
-    bench.serve(there, following(model), url(3, heartbeat_interval=2), "server")
     networks.lose(there, percent, source=f"{LAN}.2")
     networks.lose(here, percent, source=f"{LAN}.3")
-    bench.load(
-        networks.start(here, model),
-        url(heartbeat_interval=2),
-        {"name": "call", "count": 8, "timeout": 60},
-        {"name": "cast", "kind": "cast", "count": 2},
-        {"name": "1 MiB", "timeout": 60, "size": 1 << 20},
-    )
+    calls = {"name": "call", "count": 8, "timeout": 60}
+    bench.pair(here, there, model, {"heartbeat_interval": 2}, calls, CASTS, {"name": "1 MiB", "timeout": 60, "size": 1 << 20})
     began = time.monotonic()
     rest(4)
     seconds = time.monotonic() - began
-    records = bench.stop()
-    found = bench.check(records)
-    assert found["lost"] == 0
-    assert errors(records) == []
+    found, records = bench.all_went_well()
     times = sorted((r["ended"] - r["began"]) * 1000 for r in of(records, "call") if r["began"] > began)
     large = sorted((r["ended"] - r["began"]) * 1000 for r in of(records, "1 MiB"))
     figures(
@@ -403,14 +395,9 @@ def test_server_is_replaced_at_its_address(bench: Bench, figures: Figures, model
     """By the same service, started anew, while the directory still has the former: the new one refuses what is for that."""
     networks = bench.networks
     switch, here, there = networks.lan(2)
-    old = bench.serve(there, following(model), at_port(3, **SHORT), "server")
-    client = networks.start(here, model)
     lines = [{"name": "call", "server": "server", "count": 3}, {"name": "cast", "kind": "cast", "server": "server"}]
-    bench.load(client, url(**SHORT), *lines)
-    message = {"url": url(**SHORT), "topic": bench.topic, "method": "run", "timeout": 60}
-    held = client.begin("call", **message, args={"value": "held", "seconds": 60})
-    wait_until(lambda: "held" in {line["value"] for line in bench.lines()})
-    rest(0.2)  # it is acknowledged after a moment
+    old = bench.pair(here, there, model, SHORT, *lines, at=at_port)
+    held = bench.hold()
     began = time.monotonic()
     if how == "disappeared":
         networks.unplug(there)  # so that nobody is told
@@ -420,11 +407,7 @@ def test_server_is_replaced_at_its_address(bench: Bench, figures: Figures, model
         networks.plug(switch, there, f"{LAN}.3")
     new = bench.serve(there, model, at_port(3, **SHORT), "server")
     back = time.monotonic()
-    with pytest.raises(Raised) as caught:
-        held.result(40)
-    assert caught.value.name == "ServerGone"
-    assert "accepted it and is gone" in caught.value.text
-    assert f"(pid {old.process.pid}, tcp://{LAN}.3:{PORT})" in (caught.value.server or "")
+    assert f"(pid {old.process.pid}, tcp://{LAN}.3:{PORT})" in (ends_as_gone(held).server or "")
     recover = bench.recovers(back)
     assert bench.count("answers wrong_instance") >= 1
     assert new.run("counts", url=at_port(3, **SHORT))["requests for another instance"] >= 1
@@ -439,9 +422,7 @@ def test_server_is_replaced_at_its_address(bench: Bench, figures: Figures, model
 def test_another_service_takes_the_port(bench: Bench, figures: Figures, model: str) -> None:
     networks = bench.networks
     _, here, there = networks.lan(2)
-    old = bench.serve(there, following(model), at_port(3, **SHORT), "server")
-    lines = [{"name": "call", "count": 3}, {"name": "named", "server": "server"}, {"name": "cast", "kind": "cast"}]
-    bench.load(networks.start(here, model), url(**SHORT), *lines)
+    old = bench.pair(here, there, model, SHORT, CALLS, CASTS, NAMED, at=at_port)
     # It must be there before the record of the one that is killed expires.
     next_one = bench.ready(there, model)
     began = time.monotonic()
@@ -454,7 +435,7 @@ def test_another_service_takes_the_port(bench: Bench, figures: Figures, model: s
     assert stranger.run("counts", url=at_port(3, **SHORT))["requests for another instance"] >= 1
     records = bench.stop()
     assert {record["error"].split(":")[0] for record in errors(records)} <= {"ServerGone"}
-    assert {line["server"] for line in bench.lines()} == {"server"}
+    assert {entry.server for entry in read(bench.ledger)} == {"server"}
     figures("another service on its port", model, notice=notice, recover=recover, **bench.check(records))
 
 
@@ -501,14 +482,8 @@ def test_a_foreign_program_takes_the_port(
 ) -> None:
     networks = bench.networks
     _, here, there = networks.lan(2)
-    old = bench.serve(there, following(model), at_port(3, **BRIEF), "server")
-    lines = [{"name": "call", "count": 3}, {"name": "named", "server": "server"}, {"name": "cast", "kind": "cast"}]
-    client = networks.start(here, model)
-    bench.load(client, url(**BRIEF), *lines)
-    message = {"url": url(**BRIEF), "topic": bench.topic, "method": "run", "timeout": 60}
-    held = client.begin("call", **message, args={"value": "held", "seconds": 60})
-    wait_until(lambda: "held" in {line["value"] for line in bench.lines()})
-    rest(0.2)  # it is acknowledged after a moment
+    old = bench.pair(here, there, model, BRIEF, CALLS, CASTS, NAMED, at=at_port)
+    held = bench.hold()
     began = time.monotonic()
     old.kill()
     foreign(there, kind)
@@ -518,9 +493,7 @@ def test_a_foreign_program_takes_the_port(
     fresh = Bench(networks, bench.ledger, bench.topic)
     fresh.load(networks.start(here, following(model)), url(**BRIEF), {"name": "fresh", "timeout": 4})
     # Nobody says at that address that the former is gone, so those that it had wait until its record has expired.
-    with pytest.raises(Raised, match=f"pid {old.process.pid}") as caught:
-        held.result(40)
-    assert caught.value.name == "ServerGone"
+    assert f"pid {old.process.pid}" in str(ends_as_gone(held))
     recover = bench.recovers(back)
     late = fresh.stop()
     assert errors(late) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.contract.harness import MODELS, Fleet, Raised, following, wait_until
+from tests.faults.ledger import all_once, read, written
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.slow
@@ -60,11 +60,11 @@ class Still:
         """
         client, victim = self.client, self.victim
         how = {"url": self.url, "topic": self.topic}
-        victim.run("faults.ledger.serve", **how, server="victim", path=str(self._ledger), pool=4)
+        victim.run("faults.ledger.serve", **how, server="victim", path=str(self._ledger), pool=4, released=False)
         victim.run("serve", url=self.url, topic=f"{self.topic}-aside", server="aside")
         self.other.run("faults.ledger.serve", **how, server="other", path=str(self._ledger))
         early = [self.call(f"running-{i}", "hold") for i in range(4)]
-        wait_until(lambda: len(self.written()) == 4)
+        wait_until(lambda: len(read(self._ledger)) == 4)
         self.casts("accepted").result(20)
         client.run("load.start", **how, callers=4, servers=[""], timeout=200)
         wait_until(lambda: sum(client.run("load.done", topic=self.topic).values()) > 100)
@@ -97,42 +97,40 @@ class Still:
     def lost_connections(self) -> int:
         return int(self.client.run("counts", url=self.url)["connections lost"])
 
-    def written(self) -> list[str]:
-        return self._ledger.read_text().splitlines() if self._ledger.exists() else []
-
-    def end(self, *, uncertain: str = "none") -> tuple[dict[str, Any], int, int]:
-        """How the calls to any server went all the time; how many messages were lost; how many were run twice.
+    def end(self, *, uncertain: str = "none") -> tuple[dict[str, Any], dict[str, float]]:
+        """How the calls to any server went all the time; and the figures.
 
         :param uncertain: begins the names of what need not have been run.
         """
         must = {value for value in self._sent if not value.startswith(uncertain)}
-        wait_until(lambda: must <= set(self.written()), what="all to be run")
+        wait_until(lambda: must <= written(self._ledger), what="all to be run")
         load = self._load.result(60)
         assert load["wrong"] == 0
         idle = {"reply bytes": 0}
         wait_until(lambda: not any({**self.client.run("leftovers", url=self.url), **idle}.values()), what="all to be over")
-        times = Counter(self.written())
-        lost = [value for value in must if value not in times]
-        twice = [value for value, count in times.items() if count > 1]
-        assert (lost, twice) == ([], [])
-        assert set(times) <= {*self._sent, *(value for value in times if value.startswith("["))}
-        assert sum(value.startswith("[") for value in times) >= load["calls"] - len(load["errors"])
-        return load, len(lost), len(twice)
+        found = all_once(self._ledger, must)
+        of_load = {value for value in written(self._ledger) if value.startswith("[")}
+        assert written(self._ledger) <= {*self._sent, *of_load}
+        assert len(of_load) >= load["calls"] - len(load["errors"])
+        return load, {"notice": self.notice, "recover": self.recover, **found}
 
 
 def stand_still(still: Still, seconds: float, interval: float) -> dict[str, float]:
     early = still.run(seconds, 3 * interval + MARGIN)
-    values = [call.result(60) for call in early]
-    assert values == [*[f"running-{i}" for i in range(4)], *[f"written-{i}" for i in range(COUNT)]]
-    load, lost, twice = still.end()
+    assert [call.result(60) for call in early] == [*[f"running-{i}" for i in range(4)], *[f"written-{i}" for i in range(COUNT)]]
+    load, found = still.end()
     assert load["errors"] == []
-    return {
-        "notice": still.notice,
-        "recover": still.recover,
-        "lost": lost,
-        "twice": twice,
-        "noticed_after_heartbeats": still.notice / interval,
-    }
+    return {**found, "noticed_after_heartbeats": still.notice / interval}
+
+
+def side_by_side(fault: str, figures: Figures, how: Callable[[Still], dict[str, float]], all_still: list[Still]) -> None:
+    with ThreadPoolExecutor() as executor:
+        for still, found in zip(all_still, executor.map(how, all_still), strict=True):
+            figures(fault, still.model, **found)
+
+
+def in_directories_of_their_own(fleet: Fleet, folder: Path, options: str = "") -> list[Still]:
+    return [Still(fleet, model, f"zmq://?directory_path={folder}/{model}.sqlite{options}", folder) for model in MODELS]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -143,11 +141,8 @@ def test_a_server_that_stands_still_for_3_s(model: str, fleet: Fleet, tmp_path: 
 
 def test_servers_that_stand_still_for_60_s(fleet: Fleet, tmp_path: Path, figures: Figures) -> None:
     """With all options as they are by default. The models stand still side by side."""
-    all_still = [Still(fleet, m, f"zmq://?directory_path={tmp_path}/{m}.sqlite", tmp_path) for m in MODELS]
-    with ThreadPoolExecutor() as executor:
-        found = executor.map(lambda still: stand_still(still, 60, 10), all_still)
-        for model, values in zip(MODELS, found, strict=True):
-            figures("server stopped for 60 s", model, **values)
+    all_still = in_directories_of_their_own(fleet, tmp_path)
+    side_by_side("server stopped for 60 s", figures, lambda still: stand_still(still, 60, 10), all_still)
 
 
 # For longer than its record in the directory lives.
@@ -157,20 +152,18 @@ _SHORT = "heartbeat_interval=0.5&zmq_target_update=1&zmq_target_expire=3"
 
 def test_servers_that_stand_still_for_longer_than_their_records_live(fleet: Fleet, tmp_path: Path, figures: Figures) -> None:
     """On one machine a process that is there is not gone, however long it stands still."""
-    all_still = [Still(fleet, m, f"zmq://?directory_path={tmp_path}/{m}.sqlite&{_SHORT}", tmp_path) for m in MODELS]
-    with ThreadPoolExecutor() as executor:
-        found = executor.map(lambda still: stand_still(still, 8, 0.5), all_still)
-        for model, values in zip(MODELS, found, strict=True):
-            figures("server stopped until its record expires, SQLite", model, **values)
+    all_still = in_directories_of_their_own(fleet, tmp_path, f"&{_SHORT}")
+    fault = "server stopped until its record expires, SQLite"
+    side_by_side(fault, figures, lambda still: stand_still(still, 8, 0.5), all_still)
 
 
 def stand_still_and_be_taken_for_dead(still: Still) -> dict[str, float]:
     for call in still.run(9, 3 * 0.5 + MARGIN):
         with pytest.raises(Raised, match="ServerGone"):
             call.result(60)
-    load, lost, twice = still.end(uncertain="written-")
+    load, found = still.end(uncertain="written-")
     assert all("ServerGone" in error for error in load["errors"])
-    return {"notice": still.notice, "recover": still.recover, "lost": lost, "twice": twice}
+    return found
 
 
 def test_servers_that_stand_still_for_longer_than_their_records_in_redis_live(
@@ -180,6 +173,5 @@ def test_servers_that_stand_still_for_longer_than_their_records_in_redis_live(
     with RedisServer() as redis:
         url = f"zmq+redis://{redis.address}/0?rpc_zmq_host=127.0.0.1&{_SHORT}"
         all_still = [Still(fleet, model, url, tmp_path) for model in MODELS]
-        with ThreadPoolExecutor() as executor:
-            for model, values in zip(MODELS, executor.map(stand_still_and_be_taken_for_dead, all_still), strict=True):
-                figures("server stopped until its record expires, Redis", model, **values)
+        fault = "server stopped until its record expires, Redis"
+        side_by_side(fault, figures, stand_still_and_be_taken_for_dead, all_still)

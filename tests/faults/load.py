@@ -1,45 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In a worker: servers that write down on disk what they run, and callers and casters that go on while a test does harm."""
+"""In a worker: callers and casters that go on while a test does harm; their servers are those of the ledger."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
+import random
 import time
 from typing import Any
 
 import oslo_messaging
 
-import green_zmq
 from tests.contract import models
-from tests.contract.scenarios import EXECUTORS, transport
+from tests.contract.scenarios import transport
 
-_servers: dict[str, Any] = {}
 _loads: dict[str, _Load] = {}
-
-
-class _Endpoint:
-    def __init__(self, server: str, ledger: str) -> None:
-        self._server = server
-        self._ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def run(self, ctxt: Any, value: str, seconds: float = 0, body: str = "") -> list[Any]:
-        line = {"value": value, "server": self._server, "at": time.monotonic()}
-        os.write(self._ledger, json.dumps(line).encode() + b"\n")
-        models.sleep(seconds)
-        return [value, body]
-
-
-def serve(url: str, topic: str, server: str, ledger: str, pool: int | None = None) -> None:
-    """Start an RPC server that writes each execution into that file before it does anything else."""
-    _servers[server] = created = green_zmq.get_rpc_server(
-        transport(url),
-        oslo_messaging.Target(topic=topic, server=server),
-        [_Endpoint(server, ledger)],
-        executor=EXECUTORS[models.name],
-    )
-    created.start(override_pool_size=pool)
 
 
 class _Load:
@@ -56,33 +30,39 @@ class _Load:
 
     def _go_on(
         self, number: int, name: str, kind: str = "call", server: str | None = None, timeout: float = 30,
-        size: int = 0, seconds: float = 0, pause: float = 0.01,
+        size: int = 0, seconds: tuple[float, ...] = (0,), pause: float = 0.01,
     ) -> None:  # fmt: skip
         client = self._client.prepare(server=server, timeout=timeout)
-        body = "x" * size
+        body, caller = "x" * size, f"{name} {number}"
         for i in itertools.count():
             if self.over:
                 return
-            value = f"{self._topic} {name} {number} {i}"
-            record = {"name": name, "kind": kind, "value": value, "timeout": timeout, "error": None}
+            value = f"{self._topic} {caller} {i}"
+            message = {"value": value, "seconds": random.choice(seconds), "body": body}
+            record = {"name": name, "caller": caller, "kind": kind, "value": value, "timeout": timeout, "error": None}
             record["began"] = time.monotonic()
             try:
                 if kind == "cast":
-                    client.cast({}, "run", value=value, seconds=seconds, body=body)
-                elif client.call({}, "run", value=value, seconds=seconds, body=body) != [value, body]:
-                    record["error"] = "a wrong reply"
+                    client.cast({}, "run", **message)
+                else:
+                    reply = client.call({}, "run", **message)
+                    record["by"] = reply["pid"]
+                    if (reply["value"], reply["body"]) != (value, body):
+                        record["error"] = "a wrong reply"
             except Exception as error:
                 record["error"] = f"{type(error).__name__}: {error}"
+                record["names"] = [cls.__name__ for cls in type(error).__mro__]
+                record["server"] = getattr(error, "server", None)
             record["ended"] = time.monotonic()
             self.records.append(record)
             if record["error"] is None:
-                self.latest[f"{name} {number}"] = record["began"]
+                self.latest[caller] = record["began"]
             models.sleep(pause)
 
 
 def start(url: str, topic: str, lines: list[dict[str, Any]]) -> None:
-    """Each line: its name; kind (call or cast), server, timeout, size of the body, seconds that it takes; pause between two
-    messages, and the count of those who send so."""
+    """Each line: its name; kind (call or cast), server, timeout, size of the body, seconds of which it takes some; pause
+    between two messages, and the count of those who send so."""
     _loads[topic] = _Load(url, topic, lines)
 
 
