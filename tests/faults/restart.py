@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -18,9 +17,3 @@ def listen_when(url: str, topic: str, count: int, first: int, sign: str) -> floa
     began = time.monotonic()
     listen_many(url, topic, count, first)
     return time.monotonic() - began
-
-
-def cpu_seconds() -> float:
-    """Of this process, as the system counts."""
-    use = os.times()
-    return use.user + use.system

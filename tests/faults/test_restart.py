@@ -36,10 +36,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def share(workers: list[Worker]) -> list[float]:
     """Of a core, that each of them uses over some seconds."""
-    before, began = [worker.run("faults.restart.cpu_seconds") for worker in workers], time.monotonic()
+    before, began = [worker.run("cpu") for worker in workers], time.monotonic()
     wait_until(lambda: time.monotonic() >= began + SECONDS)
     seconds = time.monotonic() - began
-    return [(worker.run("faults.restart.cpu_seconds") - each) / seconds for worker, each in zip(workers, before, strict=True)]
+    return [(worker.run("cpu") - each) / seconds for worker, each in zip(workers, before, strict=True)]
 
 
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
