@@ -8,6 +8,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from posix import close  # gevent's in os leaves it to a hub, which the native thread does not run
 from typing import Any
 
@@ -25,6 +26,10 @@ Then = Callable[[Any], None]
 def _ignore(_: object) -> None: ...
 
 
+def _closing() -> DirectoryError:
+    return DirectoryError("The transport is being closed.")
+
+
 class Asker:
     """
     :ivar failing: whether the directory failed when it was last asked, or waited for.
@@ -40,50 +45,58 @@ class Asker:
         self._jobs: deque[Callable[[Directory], Any] | None] = deque()
         # Who waits for what the native thread has not answered yet, the oldest job first.
         self._unanswered: deque[Then] = deque()
-        # Tells the native thread, once it runs, that there is a job.
+        # Tells the native thread, once it runs, that there is a job. Each of the two threads closes its own descriptor of it.
         self._wake: int | None = None
         self._ended = False
 
     def ask(self, job: Callable[[Directory], Any], then: Then) -> None:
         """Have ``job`` called with the directory, in its thread, and ``then`` with its value or DirectoryError, in the loop."""
         if self._ended:
-            then(DirectoryError("The transport is being closed."))
+            then(_closing())
             return
         if self._wake is None:
+            ours = -1
             try:
-                self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+                ours = os.eventfd(0, os.EFD_CLOEXEC)
+                theirs = os.dup(ours)
             except OSError as error:
+                if ours >= 0:
+                    close(ours)
                 then(DirectoryError(f"The directory {self._settings.directory_place} cannot be asked: {shortage() or error}."))
                 return
-            self._loop.model.start_native(self._work)
+            self._wake = ours
+            self._loop.model.start_native(partial(self._work, theirs))
         self._unanswered.append(then)
         self._put(job)
 
     def end(self) -> None:
         """End the thread when what was asked is answered."""
-        if self._wake is not None:
+        if not self._ended:
+            self._ended = True
             self._put(None)
-        self._ended = True
 
     def close(self) -> None:
         """Wait for no answer any more: a directory that does not answer is not to hold up who closes a transport."""
-        self._ended = True
+        self.end()
         while self._unanswered:
-            self._unanswered.popleft()(DirectoryError("The transport is being closed."))
+            self._unanswered.popleft()(_closing())
+        if self._wake is not None:
+            close(self._wake)
+            self._wake = None
 
     def _put(self, job: Callable[[Directory], Any] | None) -> None:
         self._jobs.append(job)
-        assert self._wake is not None
-        os.eventfd_write(self._wake, 1)
+        if self._wake is not None:
+            os.eventfd_write(self._wake, 1)
 
-    def _work(self) -> None:
+    def _work(self, wake: int) -> None:
         """The native thread. It must not log: a handler's lock may be a green one, of another thread's hub."""
         directory: Directory | None = None
         cut_off = False
         with contextlib.suppress(TransportClosed):  # the loop did not wait for the last answers
             while True:
                 if not self._jobs:
-                    error = self._wait(directory)
+                    error = self._wait(directory, wake)
                     if error is not None or (cut_off and not self._jobs):  # else it was woken by a job, not by its mending
                         self._loop.post(self._heard, error)
                         cut_off = error is not None
@@ -105,8 +118,7 @@ class Asker:
                 self._loop.post(self._answered, answer)
         if directory is not None:
             directory.close()
-        assert self._wake is not None
-        close(self._wake)
+        close(wake)
 
     def _see_to_descriptors(self) -> None:
         """:raises DirectoryError: there are too few: libraries do not say that, or end the process."""
@@ -114,14 +126,14 @@ class Asker:
         if reason:
             raise DirectoryError(f"The directory {self._settings.directory_place} cannot be opened: {reason}.")
 
-    def _wait(self, directory: Directory | None) -> DirectoryError | None:
+    @staticmethod
+    def _wait(directory: Directory | None, wake: int) -> DirectoryError | None:
         """For the next job, or news of the directory."""
-        assert self._wake is not None
         try:
             if directory is None:
-                os.eventfd_read(self._wake)
+                os.eventfd_read(wake)
             else:
-                directory.wait(self._wake)
+                directory.wait(wake)
         except DirectoryError as error:
             return error
         except Exception as error:

@@ -142,6 +142,14 @@ def test_a_server_can_be_stopped_after_its_transport_was_cleaned_up(server: Work
     server.run("end", label="server", limit=10)
 
 
+def test_a_thread_that_is_awake_already_is_told_its_end(server: Worker, directory: Directory, topic: str) -> None:
+    own = directory.url(zmq_linger=1)
+    server.run("serve", url=own, topic=topic)
+    server.run("end", label="server")
+    server.run("cleanup_slowly", url=own, limit=10)
+    assert not any("defect" in line for line in server.run("logged"))
+
+
 def test_the_ping_endpoint_answers(client: Worker, server: Worker, url: str, topic: str) -> None:
     server.run("serve", url=url, topic=topic, ping=True)
     assert client.run("call", url=url, topic=topic, method="oslo_rpc_server_ping") == "pong"
