@@ -292,16 +292,22 @@ class _TooDeep(msgpackutils.HandlerRegistry):
         raise ValueError(f"its extensions are nested too deep (the last is of type {identity})")
 
 
-def _extensions(depth: int) -> msgpackutils.HandlerRegistry:
+class _Inner(msgpackutils.HandlerRegistry):
+    def get(self, identity: int) -> Any:
+        if identity == msgpackutils.CountHandler.identity:
+            raise ValueError("a count lies in another extension: sets and dates look at all of it, and it has no end")
+        return super().get(identity)
+
+
+def _extensions(depth: int, registry: msgpackutils.HandlerRegistry) -> msgpackutils.HandlerRegistry:
     """The usual ones, so many levels deep: each takes 40 KiB of the C stack, and a process that has none left is killed."""
-    inner = _extensions(depth - 1) if depth else _TooDeep()
-    registry = msgpackutils.HandlerRegistry()
+    inner = _extensions(depth - 1, _Inner()) if depth else _TooDeep()
     for handler in msgpackutils.default_registry:
         registry.register(handler.copy(inner) if hasattr(handler, "copy") else handler, reserved=True)
     return registry
 
 
-_registry = _extensions(_EXTENSIONS - 1)
+_registry = _extensions(_EXTENSIONS - 1, msgpackutils.HandlerRegistry())
 
 # One encoder for all: json.dumps() with any keyword makes a new one at every call.
 _json_encode = json.JSONEncoder(default=jsonutils.to_primitive, separators=(",", ":")).encode
