@@ -32,7 +32,7 @@ from green_zmq.config import Settings
 from green_zmq.delivery import Link, Sender
 from green_zmq.descriptors import shortage
 from green_zmq.errors import TransportClosed, WireError, WireVersionError
-from green_zmq.loop import Loop, Socket
+from green_zmq.loop import READING, Loop, Socket
 from green_zmq.routing import endpoint, is_address
 from green_zmq.wire import OVERHEAD, VERSION, decode_answer
 
@@ -419,9 +419,12 @@ class Connections:
             self.counts["connections opened"] += 1
             self._sender.connected(connection.link, self._now())
         elif event & _DOWN:
-            # What had arrived before the loss counts.
-            while connection.dealer is not None and self._loop.read(connection.dealer, 100):
-                pass
+            # What had arrived before the loss counts, however long it takes: others have their turn meanwhile.
+            until = self._now() + READING
+            while connection.dealer is not None and self._loop.read(connection.dealer, 1):
+                if self._now() > until:
+                    self._loop.post(partial(self._on_event, connection, monitor), frames)
+                    return
             if connection.monitor is monitor:
                 self._lost(connection, self._trouble(connection, event))
 

@@ -30,6 +30,9 @@ OnMessage = Callable[[list[bytes]], None]
 
 # Messages taken from one socket, and posts from the mailbox, before the others have their turn.
 _BURST: Final = 100
+# Seconds of reading after which timers, posts and other green threads have their turn, however little was read: a message
+# may take a thousand times as long to be dealt with as others do.
+READING: Final = 0.02
 # After a frame of this size other green threads may run: copying it takes about as long as 50 small messages.
 _LARGE: Final = 1 << 18
 
@@ -210,12 +213,12 @@ class Loop:
             return False
         return True
 
-    def read(self, socket: Socket, most: int) -> bool:
-        """Hand up to so many messages to the socket's handler; whether there may be more."""
+    def read(self, socket: Socket, most: int, until: float = inf) -> bool:
+        """Hand up to so many messages to the socket's handler, until that time; whether there may be more."""
         handlers = self._handlers
         routed = socket in self._routed
         while socket in handlers and _get(socket, _EVENTS) & _POLLIN:
-            if not most:
+            if not most or time.monotonic() > until:
                 return True
             most -= 1
             # Behind a routing id there is always another frame, so that need not be asked.
@@ -257,10 +260,12 @@ class Loop:
             if mailbox:
                 self._take_posts()
             if touched:
-                ready = list(touched)
-                touched.clear()
-                for socket in ready:
-                    if self.read(socket, _BURST):
+                until = time.monotonic() + READING
+                for socket in list(touched):
+                    if time.monotonic() > until:
+                        break  # those that are left are the first the next time
+                    touched.pop(socket, None)
+                    if self.read(socket, _BURST, until):
                         touched[socket] = None
             self.settle()
             now = time.monotonic()
