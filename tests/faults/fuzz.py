@@ -10,8 +10,9 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,6 +117,8 @@ MSGPACK_BODIES: list[list[bytes]] = [
     [b"\x92\x80\x80", _extension(2, b"\x92\x01\x02"), b"piece"],
     [b"\x92\x80\x80", b"\x91\x92\x91\x00" + _extension(3, b"\x01"), b"piece"],
     [b"\x92\x80\x80", b"\x91\x92" + _extension(4, b"\x91\x00") + b"\x01", b"piece"],
+    # What is made of a count that never ends, here of zeros.
+    *([_extension(type_, _extension(2, b"\x92\x00\x00"))] for type_ in (1, 4, 5, 6, 7)),
 ]
 
 
@@ -378,14 +381,21 @@ _GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(55, b"\x00")
 _READY = b"\x04\x26\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
 
 
-def attack_tcp(host: str, port: int, count: int, seed: int) -> int:
-    """So many connections that speak something else, or ZeroMQ's protocol wrongly; those that were made."""
+_calm = threading.Event()
+
+
+def attack_tcp(host: str, port: int, seed: int) -> int:
+    """Connections that speak something else, or ZeroMQ's protocol wrongly, until :func:`calm`; how many were made.
+
+    Some say nothing more after what they began with, and stay for all that time.
+    """
     chance = random.Random(seed)
     right = _GREETING + _READY + b"\x00\x05hello"
     texts = [
         b"",
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00",  # TLS
+        _GREETING,
         _GREETING + _READY + b"\x02" + struct.pack("!Q", 1 << 62),
         _GREETING + _READY + b"\x03" + struct.pack("!Q", _MOST),
         _GREETING + _READY + b"\x01\x00" * 5000,
@@ -396,44 +406,58 @@ def attack_tcp(host: str, port: int, count: int, seed: int) -> int:
         _GREETING + _READY.replace(b"\x00\x00\x00\x06DEALER", b"\xff\xff\xff\xffDEALER"),
     ]
     made = 0
-    held: list[socket.socket] = []
-    for number in range(count):
-        way = number % 4
-        if way == 0:
-            data = chance.choice(texts)
-        elif way == 1:
-            data = right[: chance.randrange(len(right))]
-        elif way == 2:
-            data = _flipped(right, chance, 3)
-        else:
-            data = chance.randbytes(chance.choice((1, 10, 64, 1000)))
-        with contextlib.suppress(OSError):
-            stranger = socket.create_connection((host, port), timeout=10)
-            made += 1
-            held.append(stranger)
-            stranger.sendall(data)
-        while len(held) > 100:
-            held.pop(0).close()
-    for stranger in held:
-        stranger.close()
+    with contextlib.ExitStack() as silent:
+        held: deque[socket.socket] = deque()
+        for number in itertools.count():
+            if _calm.wait(0.005):  # it is to disturb the server, not to take its time
+                break
+            way = number % 4
+            if way == 0:
+                data = texts[number // 4 % len(texts)]
+            elif way == 1:
+                data = right[: chance.randrange(len(right))]
+            elif way == 2:
+                data = _flipped(right, chance, 3)
+            else:
+                data = chance.randbytes(chance.choice((1, 10, 64, 1000)))
+            with contextlib.suppress(OSError):
+                stranger = socket.create_connection((host, port), timeout=10)
+                made += 1
+                (silent.enter_context if number < 100 else held.append)(stranger)
+                stranger.sendall(data)
+            while len(held) > 100:
+                held.popleft().close()
+            if number % 100 == 0:
+                _connect_wrongly(host, port)
+        for stranger in held:
+            stranger.close()
     return made
 
 
-def connect_wrongly(host: str, port: int) -> None:
+def calm() -> None:
+    _calm.set()
+
+
+def _connect_wrongly(host: str, port: int) -> None:
     """Sockets of kinds that a ROUTER takes nothing from, or nothing sensible."""
+    kinds = (zmq.ROUTER, zmq.REQ, zmq.PUB, zmq.REP, zmq.SUB, zmq.PUSH, zmq.PULL, zmq.PAIR)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        for kind in (zmq.ROUTER, zmq.REQ, zmq.PUB, zmq.REP, zmq.SUB, zmq.PUSH, zmq.PULL, zmq.PAIR):
-            wrong = context.socket(kind)
-            wrong.connect(f"tcp://{host}:{port}")
-            if kind in (zmq.REQ, zmq.PUB, zmq.PUSH):
+        strangers = [context.socket(kind) for kind in kinds]
+        for stranger in strangers:
+            stranger.connect(f"tcp://{host}:{port}")
+            if stranger.type in (zmq.REQ, zmq.PUB, zmq.PUSH):
                 with contextlib.suppress(zmq.ZMQError):
-                    wrong.send(b"gz", zmq.NOBLOCK)
+                    stranger.send(b"gz", zmq.NOBLOCK)
+        _calm.wait(0.1)  # time to connect
     finally:
-        context.destroy(linger=100)
+        context.destroy(0)
 
 
-# A server that answers nonsense.
+# Servers that answer nonsense.
+
+# The most ids that an answer has room for: no message of ours takes longer to be looked at.
+_IDS = range(1 << 40, (1 << 40) + wire.MOST_IDS)
 
 
 class Answers:
@@ -512,8 +536,11 @@ class Answers:
 _fakes: dict[str, dict[str, int]] = {}
 
 
-def answer_wrongly(url: str, topic: str, seed: int) -> int:
-    """Be a server of the topic, as far as the directory says; runs until its process ends. Its port."""
+def answer_wrongly(url: str, topic: str, seed: int, at_length: int = 0) -> int:
+    """Be a server of the topic, as far as the directory says; runs until its process ends. Its port.
+
+    :param at_length: it answers with nothing but so many of the longest answers, for nobody who waits.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.set(zmq.SNDHWM, 0)
@@ -527,11 +554,12 @@ def answer_wrongly(url: str, topic: str, seed: int) -> int:
 
     def serve() -> None:
         answers = Answers(seed, instance)
+        lengthy = [wire.encode_answer(wire.HEARTBEAT, instance, _IDS)] * at_length
         while True:
             route, *frames = router.recv_multipart()
             request = wire.decode_request(frames)
             state["requests"] += 1
-            for answer in answers.to(request):
+            for answer in lengthy or answers.to(request):
                 router.send_multipart([route, *answer])
                 state["answers"] += 1
 
@@ -544,22 +572,25 @@ def answered_wrongly(topic: str) -> dict[str, int]:
 
 
 def call_fake(url: str, topic: str, callers: int, timeout: float, label: str) -> dict[str, Any]:
-    """Call, and at every tenth time cast, until :func:`release` of that label; what came of it."""
+    """Call, and at every tenth time cast, until :func:`release` of that label; what came of it.
+
+    With the seconds that the slowest took, and those of CPU that this process used meanwhile.
+    """
     from tests.contract.scenarios import _servers
 
     endpoint = _servers[label][1]
     client = _prepared(url, topic, timeout=timeout, retry=0)
     outcomes: Counter[str] = Counter()
     strange: list[str] = []
-    slowest = 0.0
+    slowest = busy = 0.0
 
     def run(caller: int) -> None:
-        nonlocal slowest
+        nonlocal slowest, busy
         for number in itertools.count():
             if endpoint.released:
                 return
             value = f"{caller} {number}"
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.process_time()
             try:
                 if number % 10 == 9:
                     client.cast({}, "note", value=value)
@@ -574,8 +605,9 @@ def call_fake(url: str, topic: str, callers: int, timeout: float, label: str) ->
                         outcomes["what it was told"] += 1
             except Exception as error:
                 outcomes[type(error).__name__] += 1
-            slowest = max(slowest, time.monotonic() - began)
+            if time.monotonic() - began > slowest:
+                slowest, busy = time.monotonic() - began, time.process_time() - cpu
 
     for outcome in models.parallel([lambda n=n: run(n) for n in range(callers)]):  # type: ignore[misc]
         outcome.result(120)
-    return {"outcomes": outcomes, "strange": strange, "slowest": slowest}
+    return {"outcomes": outcomes, "strange": strange, "slowest": slowest, "busy": busy}
