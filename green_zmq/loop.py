@@ -217,10 +217,11 @@ class Loop:
         """Hand up to so many messages to the socket's handler, until that time; whether there may be more."""
         handlers = self._handlers
         routed = socket in self._routed
+        left = most
         while socket in handlers and _get(socket, _EVENTS) & _POLLIN:
-            if not most or time.monotonic() > until:
+            if left != most and (not left or time.monotonic() > until):
                 return True
-            most -= 1
+            left -= 1
             # Behind a routing id there is always another frame, so that need not be asked.
             frames = [_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK)] if routed else [_recv(socket, _NOBLOCK)]
             while _get(socket, _RCVMORE):
