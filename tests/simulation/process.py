@@ -10,6 +10,7 @@ from math import inf
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import zmq
 from greenlet import getcurrent, greenlet
 
 from green_zmq.engine import Engine
@@ -78,7 +79,7 @@ class Loop:
             closed(socket)
 
     def send(self, socket: Socket, frames: Sequence[bytes]) -> bool:
-        self.process.world.promises.written(list(frames))
+        self.process.world.promises.written(self.process, list(frames))
         if socket.connection is not None:
             socket.connection.up.send(list(frames))
         return True
@@ -86,7 +87,10 @@ class Loop:
     def read(self, socket: Socket, most: int) -> bool:
         while socket.inbox and most and socket in self._handlers:
             most -= 1
-            self._handlers[socket](socket.inbox.popleft())
+            frames = socket.inbox.popleft()
+            if socket.kind == zmq.DEALER:
+                self.process.world.promises.read(self.process, frames)
+            self._handlers[socket](frames)
         return bool(socket.inbox)
 
     def finish(self) -> None:

@@ -14,7 +14,7 @@ from green_zmq import delivery
 from green_zmq.delivery import HOLD
 from green_zmq.errors import DirectoryError, ServerGone, TransportClosed, WireError
 from green_zmq.routing import Topic
-from green_zmq.wire import CALL, CAST, FANOUT, Key, decode_request, kind_name
+from green_zmq.wire import CALL, CAST, FANOUT, GIVEN_BACK, Key, decode_answer, decode_request, kind_name
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process, Service
@@ -48,8 +48,9 @@ class Message:
         self.outcome: Any = None
         self.error: Exception | None = None
         self.runs: list[tuple[Process, float]] = []
-        # When it was first written under each id that it had, in a gentle world.
+        # When it was first written under each id that it had, and when its sender last heard that it was given back.
         self.sent: dict[int, float] = {}
+        self.given_back = -inf
         # Casts to the same address that waited for a server when this was given.
         self.behind: list[int] = []
         # Whom a fanout must reach.
@@ -63,6 +64,7 @@ class Promises:
     def __init__(self, world: World) -> None:
         self._world = world
         self.messages: list[Message] = []
+        self._sent: dict[tuple[Process, int], Message] = {}
         self._overtaken: dict[int, Message] = {}
         self._turns = 0
 
@@ -88,10 +90,8 @@ class Promises:
             ]
         world.clock.at(self._limit(message) + _SLACK + 3 * message.sender.slow, self._must_have_ended, message)
 
-    def written(self, frames: list[bytes]) -> None:
+    def written(self, sender: Process, frames: list[bytes]) -> None:
         """A sender gives this to a connection."""
-        if not self._world.gentle:
-            return
         try:
             request = decode_request(frames)
         except WireError as error:
@@ -99,6 +99,14 @@ class Promises:
         if request.body:
             message = self.messages[json.loads(request.body[0])[1]["work"][0]]
             message.sent.setdefault(request.id, self._world.clock.now)
+            self._sent[sender, request.id] = message
+
+    def read(self, sender: Process, frames: list[bytes]) -> None:
+        """A sender hears this."""
+        answer = decode_answer(frames)
+        if answer.kind == GIVEN_BACK:
+            for id in answer.ids:
+                self._sent[sender, id].given_back = self._world.clock.now
 
     def ends(self, message: Message) -> None:
         now = message.ended = self._world.clock.now
@@ -246,10 +254,10 @@ class Promises:
                 continue
             message.sender.world.clock.note(f"{message} is run before {number}")
             self._overtaken.setdefault(number, message)
-        if message.number in self._overtaken:
-            self.broken(
-                3, f"{message} was run after {self._overtaken[message.number]}, which was given when this waited already"
-            )
+        first = self._overtaken.get(message.number)
+        # Order is kept among those that wait, and not towards one that was given back after the other was sent.
+        if first is not None and message.given_back < min(first.sent.values()):
+            self.broken(3, f"{message} was run after {first}, which was given when this waited already")
 
     def _serves_alone(self, key: Key) -> bool:
         """Order is kept towards one process; several share what comes."""
