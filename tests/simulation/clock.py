@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 from random import Random
 from typing import Any
+from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 
@@ -30,6 +31,7 @@ class Clock:
         self._queue: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._numbers = count()
         self._hub = getcurrent()
+        self._threads: WeakSet[greenlet] = WeakSet()
 
     def time(self) -> float:
         return self.now
@@ -58,8 +60,14 @@ class Clock:
     def spawn(self, fn: Callable[..., None], *args: Any) -> greenlet:
         """A thread."""
         thread = greenlet(fn, self._hub)
+        self._threads.add(thread)
         self.after(0, thread.switch, *args)
         return thread
+
+    def end(self) -> None:
+        """End the threads that still wait: they would keep a whole world in memory."""
+        for thread in list(self._threads):
+            thread.throw()
 
     def sleep(self, seconds: float) -> None:
         """In a thread."""

@@ -468,6 +468,7 @@ class World:
             log.propagate = propagate
             for process in self.processes:
                 process.alive = False
+            self.clock.end()
         return self
 
     def _heal(self) -> None:
