@@ -297,4 +297,5 @@ class Process:
             self.hold()
         self.services.clear()
         self.engine.close()
+        self.world.stopped.append((self.world.clock.now, 2 * self.world.network.slow))
         self.crash()

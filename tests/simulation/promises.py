@@ -380,11 +380,19 @@ class Promises:
             self.broken(4, f"{unexcused} were lost, {crowded_out} to busy servers, although every process ended as it should")
 
     def _is_excused(self, message: Message) -> bool:
-        """Its server stopped, and the connection broke under it, or its sender had stood still and did not know that yet; or
-        it was refused until its time ran out. Asked of its last way; a fanout's copies go each for itself."""
-        end = message.began + self._world.settings.limits.time_to_live
+        """Its server stopped, and the connection broke under it, or its sender had stood still and did not know that yet, or
+        they passed each other on the way; or it was refused until its time ran out.
+
+        Asked of its last way; a fanout's copies go each for itself.
+        """
+        world, end = self._world, message.began + self._world.settings.limits.time_to_live
         ways = list(message.sent.values())[-1 if message.kind == CAST else 0 :]
-        return any(self._world.disturbed_at(sent - _SLACK, sent + 2) or sent > end - _SLACK for sent in ways)
+        return any(
+            world.disturbed_at(sent - _SLACK, sent + 2)
+            or any(abs(sent - when) <= delay for when, delay in world.stopped)
+            or sent > end - _SLACK
+            for sent in ways
+        )
 
     def _check_leftovers(self, process: Process) -> None:
         sender, receiver = process.engine._sender, process.engine._receiver

@@ -96,6 +96,8 @@ class World:
         self.turn: Process | None = None
         self.healed = inf
         self.disturbed: list[tuple[float, float]] = []
+        # When processes stopped, and how long a message took then.
+        self.stopped: list[tuple[float, float]] = []
         # Threads that wait for the end of what they send.
         self._callers: dict[greenlet, Process] = {}
         self._workers = pick.choice((1, 1, 2, 4))
