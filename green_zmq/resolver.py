@@ -148,23 +148,27 @@ class Resolver:
 
     def watch(self, now: float) -> None:
         """As long as requests wait for a server, look whether one has appeared."""
-        awaited = self._sender.awaited()
-        if not awaited:
+        if not self._sender.waiting:
             self._watch_at = self._reread_at = inf
-        elif self._watch_at == inf:
-            if self._directory is None or self._asker.failing:
-                self._watch_at = now + _RETRY
-                self._stale.update(dict.fromkeys(awaited))
-            else:
-                self._watch_at = now + _WATCH
-                self._check(now)
-                if self._reread_at <= now:  # news may have been lost, or an answer been older than the news
-                    self._stale.update(dict.fromkeys(awaited))
-                if self._reread_at <= now or self._reread_at == inf:
-                    self._reread_at = now + self._settings.update
-            for topic in [topic for topic in awaited if topic in self._stale]:
-                self.look_up(topic)
+        elif self._watch_at < inf:
+            return  # it is looked then
+        elif self._directory is None or self._asker.failing:
+            self._watch_at = now + _RETRY
+            self._look_up_awaited(all_of_them=True)
+        else:
+            self._watch_at = now + _WATCH
+            self._check(now)
+            # News may have been lost, or an answer been older than the news.
+            self._look_up_awaited(all_of_them=self._reread_at <= now)
+            if self._reread_at <= now or self._reread_at == inf:
+                self._reread_at = now + self._settings.update
         self._set_due()
+
+    def _look_up_awaited(self, *, all_of_them: bool) -> None:
+        for topic in self._sender.awaited():
+            if all_of_them or topic in self._stale:
+                self._stale[topic] = None
+                self.look_up(topic)
 
     # How.
 

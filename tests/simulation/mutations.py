@@ -105,7 +105,7 @@ MUTATIONS = {
         "                self._route(request, now)\n",
     ),
     "who waits for a server does not look for it": Mutation(
-        "green_zmq.resolver", "        elif self._watch_at == inf:", "        elif not awaited:"
+        "green_zmq.resolver", "elif self._watch_at < inf:", "elif self._watch_at <= inf:"
     ),
     "the reply of a call that was asked for again is not kept": Mutation(
         "green_zmq.delivery",
