@@ -277,6 +277,8 @@ class Sender:
         self._requests: dict[Outgoing, None] = {}
         self.waiting: dict[Key, deque[Outgoing]] = {}
         self._held: dict[Topic, dict[Outgoing, None]] = {}
+        # Topics of which the table has less than the directory said, until that is asked again.
+        self._doubted: set[Topic] = set()
         self._draining: dict[Key, Outgoing] = {}
         self._busy: dict[Link, None] = {}
         self._outbox: dict[Outgoing, None] = {}
@@ -406,6 +408,7 @@ class Sender:
     def looked_up(self, topic: Topic, now: float) -> None:
         """The directory has answered for this topic, and the table has it."""
         self._directory_error = ""
+        self._doubted.discard(topic)
         self._forget_routes(topic)
         self._release(topic, now)
         for key in [k for k in self.waiting if k[:2] == topic]:
@@ -426,16 +429,17 @@ class Sender:
     def forget(self, topic: Topic) -> None:
         """Nothing was sent there for long: whoever does will have it looked up. That says nothing of its servers."""
         self.table.forget(topic)
+        self._doubted.discard(topic)
         self._forget_routes(topic)
 
     def not_looked_up(self, topic: Topic, reason: str, now: float) -> None:
         """The directory did not answer. Calls that need it end at once; casts wait, as they would for a server."""
         self._directory_error = reason
         self._release(topic, now)
-        if topic in self.table:
+        if topic in self.table and topic not in self._doubted:
             return
         for key in [k for k in self.waiting if k[:2] == topic]:
-            for request in [r for r in self.waiting.get(key, ()) if r.kind == CALL or r.required]:
+            for request in [r for r in self.waiting.get(key, ()) if r.required or (r.kind == CALL and topic not in self.table)]:
                 text = f"The message to {key} cannot be sent, since no server of it is known: {reason}"
                 self._lose(request, reason, DirectoryError(text))
 
@@ -526,7 +530,9 @@ class Sender:
 
     def _no_server(self, request: Outgoing) -> None:
         key = request.key
-        if request.required:
+        if Topic(*key[:2]) in self._doubted:
+            self._wait(request)
+        elif request.required:
             text = f"No server is registered for {key}."
             routing = f"{key.topic}.{key.server}" if key.server else key.topic
             self._lose(request, text, MessageUndeliverable(MessageDeliveryFailure(text), key.exchange, routing, None))
@@ -565,6 +571,7 @@ class Sender:
 
     def _discard(self, instance: bytes, key: Key | None) -> None:
         for topic in self.table.discard(instance, key):
+            self._doubted.add(topic)
             self._forget_routes(topic)
             self.lookups[topic] = None
 
@@ -823,7 +830,7 @@ class Sender:
         else:
             self.counts[f"messages failed: {type(error).__name__}"] += 1
             self.failed.append((request, reason))
-            if name := self.name(request):
+            if (name := self.name(request)) and error.args:
                 error.args = (f"{error} (message {name})",)
             request.error = error
         self._settle(request)

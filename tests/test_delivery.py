@@ -1865,6 +1865,23 @@ def test_fanout_waits_for_the_directory_and_goes_on_in_the_outbox(world: World) 
 # Promise 7: required.
 
 
+def test_who_was_refused_is_not_undeliverable_before_the_directory_has_said_so(world: World) -> None:
+    """What a listener that restarts refuses may be heard of when it is registered again."""
+    server = world.server()
+    world.send()
+    server.listening = False
+    calls = [world.submit(required=True) for _ in range(2)]
+    world.take_writes()
+    while world.conn(server).up:
+        world.deliver_up(world.conn(server))
+    server.listening = True
+    world.settle()
+    world.advance(delivery.BUSY_FIRST)
+    assert [call.error for call in calls] == [None, None]
+    assert [world.executed(call) for call in calls] == [1, 1]
+    assert_clean(world)
+
+
 @pytest.mark.parametrize("kind", [CALL, CAST, FANOUT])
 def test_required_with_nobody_fails_at_once(world: World, kind: int) -> None:
     request = world.send(kind, required=True)
