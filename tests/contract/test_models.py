@@ -15,10 +15,10 @@ def test_an_unpatched_green_service_calls_without_blocking_its_hub(
     url = directory.url(executor=model)
     client = fleet.get("unpatched", model)
     server.run("serve", url=directory.url(), topic=topic)
-    how = {"url": url, "topic": topic, "method": "rest", "args": {"seconds": 0.3, "value": 1}}
+    how = {"url": url, "topic": topic, "method": "rest", "args": {"seconds": 1, "value": 1}}
     worst, value = client.run("tick_while", doing="call", **how)
     assert value == 1
-    assert worst < 0.25  # a blocked hub would have been for 0.3 s
+    assert worst < 0.8  # a blocked hub would have been for 1 s
     assert client.run("calls_together", url=url, topic=topic, method="echo", values=[*range(20)]) == [*range(20)]
     client.run("cast", url=url, topic=topic, method="note", args={"value": 2})
 
