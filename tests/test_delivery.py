@@ -1865,6 +1865,19 @@ def test_fanout_waits_for_the_directory_and_goes_on_in_the_outbox(world: World) 
 # Promise 7: required.
 
 
+def test_cast_that_was_not_begun_in_time_says_so_and_its_server_stays_known(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    world.send(CAST)
+    world.now += Limits().time_to_live + 1
+    server.begin()
+    world.settle_frames()
+    world.take_results()
+    ((_, reason),) = world.lost
+    assert "did not begin it in time" in reason
+    assert world.table.nodes(ANY) == [server.node]
+
+
 def test_who_was_refused_is_not_undeliverable_before_the_directory_has_said_so(world: World) -> None:
     """What a listener that restarts refuses may be heard of when it is registered again."""
     server = world.server()
