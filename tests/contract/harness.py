@@ -127,6 +127,14 @@ class Worker:
             future.set_exception(EOFError(f"{self!r} has ended; its log: {self.log}"))
 
 
+def cpu_shares(workers: Sequence[Worker], seconds: float) -> list[float]:
+    """Of a core, that each of them uses over so many seconds."""
+    before, began = [worker.run("cpu") for worker in workers], time.monotonic()
+    wait_until(lambda: time.monotonic() >= began + seconds)
+    took = time.monotonic() - began
+    return [(worker.run("cpu") - each) / took for worker, each in zip(workers, before, strict=True)]
+
+
 class Directory:
     """The addresses of one directory that all processes of the tests share."""
 

@@ -85,7 +85,7 @@ def cleanup_slowly(url: str) -> None:
     write = os.eventfd_write
 
     def write_late(descriptor: int, value: int) -> None:
-        time.sleep(0.02)
+        time.sleep(0.02)  # in which a thread that is awake already takes what it was to be woken for
         write(descriptor, value)
 
     os.eventfd_write = write_late  # type: ignore[assignment]

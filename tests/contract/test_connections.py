@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import Worker, following, wait_until
+from tests.contract.harness import Worker, cpu_shares, following, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -40,13 +40,6 @@ def server(start: Start, client_model: str) -> Worker:
 def figures(worker: Worker, url: str) -> dict[str, int]:
     found: dict[str, int] = worker.run("counts", url=url)
     return found
-
-
-def cpu(worker: Worker) -> float:
-    """The share of a core that it uses over some seconds."""
-    before, began = worker.run("cpu"), time.monotonic()
-    wait_until(lambda: time.monotonic() >= began + SECONDS)
-    return float((worker.run("cpu") - before) / (time.monotonic() - began))
 
 
 def test_connections_are_made_at_first_use_reused_and_counted(client: Worker, server: Worker, url: str, topic: str) -> None:
@@ -163,7 +156,7 @@ def test_peers_that_come_back_at_once_are_found_without_a_storm(
         each.signal(signal.SIGSTOP)
     calls = client.begin("call_many", url=url, topic=topic, count=peers, timeout=60)
     wait_until(lambda: figures(client, url)["connections lost"] == peers)
-    assert cpu(client) < CALM
+    assert cpu_shares([client], SECONDS)[0] < CALM
     # Each has one attempt under way, which the other side's system keeps; some may have had a few more.
     assert figures(client, url)["connections attempted"] - before <= peers * 4
     for each in servers:

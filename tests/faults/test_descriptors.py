@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import MODELS, Raised, Worker, following, wait_until
+from tests.contract.harness import MODELS, Raised, Worker, cpu_shares, following, wait_until
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.slow
@@ -38,13 +38,6 @@ def server(start: Start, client_model: str) -> Worker:
     return start(following(client_model))
 
 
-def cpu(worker: Worker) -> float:
-    """The share of a core that it uses over some seconds."""
-    before, began = worker.run("cpu"), time.monotonic()
-    wait_until(lambda: time.monotonic() >= began + SECONDS)
-    return float((worker.run("cpu") - before) / (time.monotonic() - began))
-
-
 def raised(worker: Worker, scenario: str, **args: object) -> Raised:
     with pytest.raises(Raised) as caught:
         worker.run(scenario, **args)
@@ -66,7 +59,7 @@ def test_a_sender_says_so_serves_others_and_recovers(
     notice = time.monotonic() - began
     assert error.name == "MessageDeliveryFailure"
     assert f"out of descriptors, of which it may have {limit}" in error.text
-    used = cpu(client)
+    used = cpu_shares([client], SECONDS)[0]
     assert used < CALM
     assert client.run("call", url=url, topic=topic, server="0", method="echo", args={"value": 3}) == 3
     errors = calls.result(30)
@@ -146,7 +139,7 @@ def test_a_directory_that_cannot_be_opened_is_opened_later(
     assert error.name == "DirectoryError"
     assert "out of descriptors" in error.text
     cast = client.begin("cast", url=url, topic=topic, method="note", args={"value": 1})
-    used = cpu(client)
+    used = cpu_shares([client], SECONDS)[0]
     assert used < CALM
     client.run("give_descriptors_back")
     began = time.monotonic()
@@ -217,7 +210,7 @@ def test_redis_is_connected_to_again_later(
         error = raised(client, "call", limit=20, url=url, topic=f"{topic}-other", method="who", timeout=2)
         assert {"DirectoryError", "MessagingTimeout"} & set(error.names)
         assert "directory" in error.text
-        used = cpu(client)
+        used = cpu_shares([client], SECONDS)[0]
         assert used < CALM
         assert client.run("call", url=url, topic=topic, method="who") == "server"
         server.run("serve", url=url, topic=f"{topic}-other", label="other")
@@ -242,9 +235,9 @@ def test_a_listener_says_so_serves_on_and_recovers(
     calls = [late.begin("call", url=url, topic=topic, method="echo", tag=f"late {i}", timeout=60) for i in range(20)]
     wait_until(lambda: [line for line in server.run("logged") if "can connect to this one any more" in line])
     notice = time.monotonic() - began
-    used = cpu(server)
+    used = cpu_shares([server], SECONDS)[0]
     assert used < CALM
-    assert cpu(client) < CALM
+    assert cpu_shares([client], SECONDS)[0] < CALM
     assert client.run("calls", url=url, topic=topic, method="who", count=20) == ["server"] * 20
     assert not any(call.done() for call in calls)
     began = time.monotonic()
@@ -276,7 +269,7 @@ def test_a_listener_whose_application_takes_every_free_descriptor_does_not_spin(
             waiting[-1].setblocking(False)
             waiting[-1].connect_ex((host, port))
         snatching.result(20)
-        worst = max(worst, cpu(server))
+        worst = max(worst, cpu_shares([server], SECONDS)[0])
         assert worst < CALM
         assert client.run("call", url=url, topic=topic, method="echo", args={"value": 2}) == 2
         for each in waiting:

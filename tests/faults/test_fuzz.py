@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from green_zmq import wire
-from tests.contract.harness import GREEN, MODELS, Directory, Raised, Worker, following, wait_until
+from tests.contract.harness import GREEN, MODELS, Directory, Raised, Worker, cpu_shares, following, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_directory, pytest.mark.timeout(300)]
 
@@ -78,13 +78,7 @@ def assert_undisturbed(client: Worker, topic: str, seconds: float) -> int:
 
 def assert_idle(worker: Worker) -> None:
     """It has nothing left to do."""
-
-    def idle() -> bool:
-        before = worker.run("cpu")
-        time.sleep(1)
-        return float(worker.run("cpu")) - before < 0.05
-
-    wait_until(idle, 20)
+    wait_until(lambda: cpu_shares([worker], 1)[0] < 0.045, 20)
 
 
 @both

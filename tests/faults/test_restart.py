@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.harness import MODELS, Directory, Worker, following, wait_until
+from tests.contract.harness import MODELS, Directory, Worker, cpu_shares, following, wait_until
 from tests.servers import RedisServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -34,14 +34,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield Directory(f"zmq+redis://{server.address}/0?rpc_zmq_host=127.0.0.1").url(zmq_linger=1)
 
 
-def share(workers: list[Worker]) -> list[float]:
-    """Of a core, that each of them uses over some seconds."""
-    before, began = [worker.run("cpu") for worker in workers], time.monotonic()
-    wait_until(lambda: time.monotonic() >= began + SECONDS)
-    seconds = time.monotonic() - began
-    return [(worker.run("cpu") - each) / seconds for worker, each in zip(workers, before, strict=True)]
-
-
 @pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
 @pytest.mark.parametrize("model", MODELS)
 def test_all_servers_are_restarted_at_once(
@@ -55,7 +47,7 @@ def test_all_servers_are_restarted_at_once(
         listening.result(120)
     assert client.run("call_many", limit=120, url=url, topic=topic, count=SERVERS, timeout=60) == []
     listens = [w.begin("faults.restart.listen_when", **place, sign=str(sign)) for w, place in zip(new, places, strict=True)]
-    before = share([client, *old])
+    before = cpu_shares([client, *old], SECONDS)
     assert client.run("connections", url=url) == SERVERS
 
     names = [str(number) for number in range(SERVERS)]
@@ -80,7 +72,7 @@ def test_all_servers_are_restarted_at_once(
     assert len(result["errors"]) <= 8
     assert client.run("call_many", limit=120, url=url, topic=topic, count=SERVERS, timeout=PATIENCE) == []
     wait_until(lambda: client.run("connections", url=url) == SERVERS, PATIENCE, "the end of the old connections")
-    after = share([client, *new])
+    after = cpu_shares([client, *new], SECONDS)
     assert all(now < then + CALM for then, now in zip(before, after, strict=True)), (before, after)
     assert recovered < FOUND
     counts = client.run("counts", url=url)
