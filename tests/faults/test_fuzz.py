@@ -27,7 +27,7 @@ Figures = Callable[..., None]
 REQUESTS, ANSWERS = 280_000, 55_000
 # The most that a server may grow by, and a client, bytes. A server remembers some ten thousand senders that were made up; if
 # either kept the messages that it drops, it would be more.
-GROWTH, GROWTH_OF_CLIENT = 18 << 20, 2 << 20
+GROWTH, GROWTH_OF_CLIENT = 18 << 20, 4 << 20
 # The most lines that a process may log: one a minute of each kind of nonsense.
 LINES = 12
 # What anybody else is to have all the time, on whatever machine: calls that are answered within so many seconds, and so many
@@ -57,9 +57,11 @@ def assert_quiet(worker: Worker) -> int:
 
 
 def assert_counted(counts: dict[str, int], kinds: Counter[str], ran: int, others: int = 0) -> None:
-    """What was sent was counted, as what it was; of so many others each may have sent one that is none of ours."""
-    assert sum(n for name, n in counts.items() if name.startswith("requests of wire version")) == kinds["version"]
-    assert 0 <= counts["requests that are none of ours"] - kinds["none"] <= others
+    """What was sent was counted, as what it was. So many others may each have sent one of no, or another, version."""
+    versions = sum(n for name, n in counts.items() if name.startswith("requests of wire version")) - kinds["version"]
+    strange = counts["requests that are none of ours"] - kinds["none"]
+    assert min(versions, strange) >= 0
+    assert versions + strange <= others
     names = ("for another instance", "repeated", "closed long ago", "too late", "with a bad body", "refused: not_here")
     not_run = sum(counts[f"requests {name}"] for name in names) + counts.get("requests refused: busy", 0)
     assert ran + not_run == kinds["requests"], counts
