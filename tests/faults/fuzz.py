@@ -27,7 +27,7 @@ from green_zmq.errors import WireError, WireVersionError
 from green_zmq.routing import Node, Topic
 from green_zmq.server import Revoked
 from green_zmq.wire import JSON, MSGPACK, Key
-from tests.contract import models
+from tests.contract import models, scenarios
 from tests.contract.scenarios import _batches, _prepared, transport
 
 _HEADER = struct.Struct("!2sBBB16s16sQQQQIH")
@@ -611,3 +611,16 @@ def call_fake(url: str, topic: str, callers: int, timeout: float, label: str) ->
     for outcome in models.parallel([lambda n=n: run(n) for n in range(callers)]):  # type: ignore[misc]
         outcome.result(120)
     return {"outcomes": outcomes, "strange": strange, "slowest": slowest, "busy": busy}
+
+
+def cpu_between_turns(label: str) -> tuple[float, float]:
+    """Until that server is released: the most CPU that this thread used between two turns of one of its green threads, and all
+    that it used, seconds. Other processes do not change that, as they do what a clock says."""
+    released = scenarios._servers[label][1]
+    most, began = 0.0, time.thread_time()
+    before = began
+    while not released.released:
+        models.sleep(0.001)
+        now = time.thread_time()
+        most, before = max(most, now - before), now
+    return most, before - began
