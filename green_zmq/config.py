@@ -158,6 +158,40 @@ OPTIONS: Final = [
         min=0.1,
         help="Seconds between two heartbeats on an idle connection; a host that misses them for twice that is taken for lost.",
     ),
+    cfg.StrOpt(
+        "notification_path",
+        help="The file that keeps notifications with the embedded directory (zmq://). By default notifications.sqlite beside "
+        "directory_path if that is set, or else in green_zmq in the folder of the user for what programs keep "
+        "($XDG_STATE_HOME, ~/.local/state). Notifiers and listeners must name the same.",
+    ),
+    cfg.IntOpt(
+        "notification_messages",
+        default=100_000,
+        min=1,
+        help="The most notifications that are kept of each topic and priority; above it the oldest are dropped, and logged. "
+        "Notifiers and listeners should have the same.",
+    ),
+    cfg.FloatOpt(
+        "notification_age",
+        default=86400.0,
+        min=1,
+        help="Seconds a notification is kept for listeners that do not take it; then it is dropped, and logged. Notifiers and "
+        "listeners should have the same.",
+    ),
+    cfg.FloatOpt(
+        "notification_takeover",
+        default=30.0,
+        min=1,
+        help="Seconds after which what a listener had when it died is taken over by another of its pool. Listeners must have "
+        "the same.",
+    ),
+    cfg.IntOpt(
+        "notification_tries",
+        default=10,
+        min=1,
+        help="How often it is tried to process a notification whose listener dies of it, or gives it back (requeue); then it "
+        "is put aside, and logged: see green-zmq notifications.",
+    ),
 ]
 
 # By scheme: the directory, and the port of its hosts.
@@ -198,6 +232,22 @@ class Redis:
         return f"{self.group} of the sentinels {hosts}" if self.group else f"Redis {hosts}"
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Of notifications.
+
+    :ivar messages: how many are kept of a topic; above it the oldest go.
+    :ivar age: seconds after which one goes.
+    :ivar takeover: seconds after which another consumer has what a dead one had.
+    :ivar tries: how often one is taken before it is put aside.
+    """
+
+    messages: int
+    age: float
+    takeover: float
+    tries: int
+
+
 # What means every address of this host.
 ALL: Final = ("*", "0.0.0.0", "::", "[::]")  # noqa: S104
 
@@ -224,6 +274,13 @@ class Settings:
     max_connections: int
     idle_timeout: float
     heartbeat: float
+    notification_path: Path
+    bounds: Bounds
+
+    @property
+    def store_place(self) -> str:
+        """Where notifications are, for messages."""
+        return f"in {self.redis}" if self.redis else str(self.notification_path) if self.directory == "sqlite" else "in memory"
 
     @property
     def directory_place(self) -> str:
@@ -297,6 +354,13 @@ def read(conf: cfg.ConfigOpts, url: TransportURL) -> Settings:
         max_connections=values["max_connections"],
         idle_timeout=values["connection_idle_timeout"],
         heartbeat=values["heartbeat_interval"],
+        notification_path=_notification_path(values),
+        bounds=Bounds(
+            messages=values["notification_messages"],
+            age=values["notification_age"],
+            takeover=values["notification_takeover"],
+            tries=values["notification_tries"],
+        ),
     )
 
 
@@ -393,6 +457,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _notification_path(values: dict[str, Any]) -> Path:
+    if values["notification_path"]:
+        return Path(values["notification_path"])
+    if values["directory_path"]:
+        return Path(values["directory_path"]).parent / "notifications.sqlite"
+    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(state) / "green_zmq" / "notifications.sqlite"
 
 
 def _default_path() -> Path:

@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "OutOfDescriptors",
     "ServerGone",
+    "StoreError",
     "TransportClosed",
     "Unserializable",
     "WireError",
@@ -43,6 +44,10 @@ class OutOfDescriptors(exceptions.MessageDeliveryFailure):
 
 class DirectoryError(exceptions.MessageDeliveryFailure):
     """The directory cannot be read or written; the text names it and says why."""
+
+
+class StoreError(exceptions.MessageDeliveryFailure):
+    """The store of notifications cannot be read or written; the text names it and says why."""
 
 
 class MessageTooLarge(exceptions.MessagingException):

@@ -70,6 +70,15 @@ def test_memory() -> None:
     assert read("zmq+memory:///").directory == "memory"
 
 
+def test_notifications_are_beside_the_directory_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read("zmq://?directory_path=/some/where").notification_path == Path("/some/notifications.sqlite")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert read("zmq://").notification_path == Path("/state/green_zmq/notifications.sqlite")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read("zmq://").notification_path == Path("/home/me/.local/state/green_zmq/notifications.sqlite")
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         read("zmq://").linger = 1  # type: ignore[misc]
@@ -91,6 +100,7 @@ OVERRIDES = [
     ("max_connections", "9", "max_connections", 9),
     ("connection_idle_timeout", "30", "idle_timeout", 30.0),
     ("heartbeat_interval", "2.5", "heartbeat", 2.5),
+    ("notification_path", "/some/where", "notification_path", Path("/some/where")),
 ]
 
 
@@ -103,18 +113,23 @@ def test_query_goes_before_option(name: str, text: str, field: str, value: objec
     assert default != value, "or the test shows nothing"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "field", "value"),
-    [
-        ("cast_grace", "0.25", "grace", 0.25),
-        ("message_ttl", "20", "time_to_live", 20.0),
-        ("outbox_messages", "3", "outbox_messages", 3),
-        ("outbox_bytes", "4096", "outbox_bytes", 4096),
-        ("max_message_bytes", "2048", "message_bytes", 2048),
-    ],
-)
-def test_limits(name: str, text: str, field: str, value: object) -> None:
-    assert getattr(read(f"zmq://?{name}={text}").limits, field) == value
+NESTED = [
+    ("cast_grace", "0.25", "limits", "grace", 0.25),
+    ("message_ttl", "20", "limits", "time_to_live", 20.0),
+    ("outbox_messages", "3", "limits", "outbox_messages", 3),
+    ("outbox_bytes", "4096", "limits", "outbox_bytes", 4096),
+    ("max_message_bytes", "2048", "limits", "message_bytes", 2048),
+    ("notification_messages", "5", "bounds", "messages", 5),
+    ("notification_age", "60.5", "bounds", "age", 60.5),
+    ("notification_takeover", "2", "bounds", "takeover", 2.0),
+    ("notification_tries", "3", "bounds", "tries", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "group", "field", "value"), NESTED)
+def test_limits(name: str, text: str, group: str, field: str, value: object) -> None:
+    assert getattr(getattr(read(f"zmq://?{name}={text}"), group), field) == value
+    assert getattr(getattr(read("zmq://"), group), field) != value, "or the test shows nothing"
 
 
 @pytest.mark.parametrize("name", ["threads", "threading"])
@@ -163,13 +178,7 @@ def test_several_in_one_query() -> None:
 
 
 def test_every_option_can_be_in_the_query() -> None:
-    tried = {name for name, *_ in (*OVERRIDES, *REDIS_OVERRIDES)} | {
-        "cast_grace",
-        "message_ttl",
-        "outbox_messages",
-        "outbox_bytes",
-        "max_message_bytes",
-    }
+    tried = {name for name, *_ in (*OVERRIDES, *REDIS_OVERRIDES, *NESTED)}
     assert {option.dest for option in config.OPTIONS} == tried
 
 
@@ -227,7 +236,17 @@ def test_errors_do_not_tell_passwords(url: str) -> None:
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize(
-    "name", ["zmq_linger", "cast_grace", "message_ttl", "connection_idle_timeout", "heartbeat_interval", "redis_timeout"]
+    "name",
+    [
+        "zmq_linger",
+        "cast_grace",
+        "message_ttl",
+        "connection_idle_timeout",
+        "heartbeat_interval",
+        "redis_timeout",
+        "notification_age",
+        "notification_takeover",
+    ],
 )
 def test_times_are_finite(name: str, text: str) -> None:
     """A time that compares with nothing, or cannot be made milliseconds, would fail in the loop, long after the start."""
