@@ -45,3 +45,20 @@ def no_descriptors(number: int | None) -> str:
         f"LimitNOFILE= of a systemd unit; the hard limit is {most}): it needs 4 for each server that it sends to, and 1 for "
         "each process that sends to it"
     )
+
+
+class Wake:
+    """An eventfd that wakes a native thread, and is closed when nobody can write to it any more.
+
+    :raises OSError: this process is out of descriptors.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __call__(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            close(self.fd)

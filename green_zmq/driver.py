@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from oslo_config import cfg
@@ -12,10 +13,12 @@ from oslo_messaging._drivers.common import deserialize_remote_exception
 from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.transport import TransportURL
 
-from green_zmq import config, directory, executors, wire
+from green_zmq import config, directory, executors, notifications, wire
 from green_zmq.engine import Engine, make_engine
 from green_zmq.errors import WireError
+from green_zmq.routing import Topic
 from green_zmq.server import Listener
+from green_zmq.subscriber import NotificationListener
 from green_zmq.wire import Key
 
 
@@ -38,6 +41,7 @@ class ZmqDriver(base.BaseDriver):
         self._settings = config.read(conf, url)
         self._model = executors.load(self._settings.model)
         directory.load(self._settings.directory)
+        notifications.load(self._settings.directory)
         self._engine: Engine | None = None
 
     def send(
@@ -57,7 +61,7 @@ class ZmqDriver(base.BaseDriver):
             answer = engine.client.send(
                 kind,
                 self._key(target, "" if target.fanout else target.server),
-                [ctxt if isinstance(ctxt, dict) else ctxt.to_dict() if hasattr(ctxt, "to_dict") else ctxt or {}, message],
+                [_context(ctxt), message],
                 timeout=timeout,
                 monitor=call_monitor_timeout,
                 retry=retry,
@@ -74,9 +78,15 @@ class ZmqDriver(base.BaseDriver):
         return value
 
     def send_notification(
-        self, target: Target, ctxt: Any, message: dict[str, Any], version: float, retry: int | None = None
+        self,
+        target: Target,
+        ctxt: Any,
+        message: dict[str, Any],
+        version: float,  # noqa: ARG002 (whether there is an envelope: every message has ours)
+        retry: int | None = None,
     ) -> None:
-        raise NotImplementedError("green_zmq does not store notifications yet; send them over another transport.")
+        topic = self._topic(target, target.topic)
+        self._running().notifier.send(topic, [_context(ctxt), message], retry)
 
     def listen(self, target: Target, batch_size: int, batch_timeout: float | None) -> Listener:
         """:raises Unserializable: nobody could send to such a target."""
@@ -85,9 +95,17 @@ class ZmqDriver(base.BaseDriver):
         return Listener(self._running().server, key, batch_size, batch_timeout)
 
     def listen_for_notifications(
-        self, targets_and_priorities: Any, pool: str | None, batch_size: int, batch_timeout: float | None
-    ) -> Any:
-        raise NotImplementedError("green_zmq does not store notifications yet; listen to them on another transport.")
+        self,
+        targets_and_priorities: Iterable[tuple[Target, str]],
+        pool: str | None,
+        batch_size: int,
+        batch_timeout: float | None,
+    ) -> NotificationListener:
+        topics = [self._topic(target, f"{target.topic}.{priority}") for target, priority in targets_and_priorities]
+        return NotificationListener(self._running().subscriber, topics, pool or "", batch_size, batch_timeout)
+
+    def require_features(self, requeue: bool = False) -> None:
+        """Notifications can be requeued."""
 
     def cleanup(self) -> None:
         """Close everything, within ``zmq_linger`` and little more. What uses the transport again begins anew."""
@@ -122,4 +140,11 @@ class ZmqDriver(base.BaseDriver):
         return engine
 
     def _key(self, target: Target, server: str | None) -> Key:
-        return Key(target.exchange or self._default_exchange or "", target.topic, server or "")
+        return Key(*self._topic(target, target.topic), server or "")
+
+    def _topic(self, target: Target, name: str) -> Topic:
+        return Topic(target.exchange or self._default_exchange or "", name)
+
+
+def _context(ctxt: Any) -> Any:
+    return ctxt if isinstance(ctxt, dict) else ctxt.to_dict() if hasattr(ctxt, "to_dict") else ctxt or {}

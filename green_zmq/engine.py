@@ -22,10 +22,12 @@ from green_zmq.descriptors import TO_BEGIN, shortage
 from green_zmq.errors import OutOfDescriptors, TransportClosed
 from green_zmq.executors.base import Model
 from green_zmq.loop import Loop, contexts
+from green_zmq.notifier import Notifier
 from green_zmq.resolver import Resolver
 from green_zmq.router import Router
 from green_zmq.routing import Node, Table
 from green_zmq.server import Server
+from green_zmq.subscriber import Subscriber
 
 # While it closes, an engine looks this often whether its outbox is empty.
 _LOOK: Final = 0.02
@@ -55,11 +57,13 @@ class Engine:
         self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
         self.server = Server(loop, self._receiver, router, self._resolver, settings, now)
         self.server.figures = self.counts
+        self.notifier = Notifier(loop, settings)
+        self.subscriber = Subscriber(loop, settings, now)
         self._close_by = inf
         self._withdrawing = False
         self._stay_until = inf
         self.over = False
-        loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self]
+        loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self.subscriber, self]
         loop.settle = self._settle
         loop.on_crash = self._crashed
         _engines.add(self)
@@ -93,7 +97,7 @@ class Engine:
         """Everything that is counted, by what it is; from any thread."""
         # Copied in one go, as the loop goes on counting.
         total = self._connections.figures()
-        for part in (self._sender, self._receiver, self._resolver, self.server, self._router):
+        for part in (self._sender, self._receiver, self._resolver, self.server, self._router, self.notifier, self.subscriber):
             for name, count in dict(part.counts).items():
                 total[name] = total.get(name, 0) + count
         total["messages in the outbox"] = self._sender.pending
@@ -137,6 +141,8 @@ class Engine:
             self.due = inf
             self.client.close()
             self._asker.close()
+            self.notifier.close()
+            self.subscriber.close()
             linger = max(self._close_by - self._now(), _WITHDRAW)
             self._connections.close(linger)
             self.server.close(linger)
@@ -149,6 +155,8 @@ class Engine:
         self.over = True
         self.client.close(reason)
         self._asker.close()
+        self.notifier.close()
+        self.subscriber.close()
 
 
 def make_engine(settings: Settings, model: Model) -> Engine:

@@ -57,6 +57,8 @@ _REQUEST = struct.Struct("!2sBBB16s16sQQQQIH")
 # prefix; codec; instance of the server; number of ids, which follow
 _ANSWER = struct.Struct("!2sBBB16sH")
 _ONE_ID = struct.Struct("!Q")
+# prefix, with the codec for the kind; number of frames, whose lengths follow, then they
+_STORED = struct.Struct("!2sBBI")
 # The most ids that one answer is for.
 MOST_IDS: Final = 0xFFFF
 
@@ -439,3 +441,33 @@ def decode_body(frames: Sequence[bytes], codec: int, pause: Callable[[], None]) 
     if at != len(frames):
         raise WireError("a message has frames left over")
     return value
+
+
+def encode_stored(body: Sequence[bytes], codec: int) -> bytes:
+    """A body as one piece, as notifications are stored."""
+    lengths = struct.pack(f"!{len(body)}Q", *map(len, body))
+    return b"".join((_STORED.pack(_MAGIC, VERSION, codec, len(body)), lengths, *body))
+
+
+def decode_stored(data: bytes, pause: Callable[[], None]) -> Any:
+    """The value.
+
+    :raises WireVersionError: it was stored by another version.
+    :raises WireError: it is none of ours.
+    """
+    try:
+        magic, version, codec, count = _STORED.unpack_from(data)
+        if magic != _MAGIC:
+            raise WireError("what was stored is none of ours")
+        if version != VERSION:
+            raise WireVersionError(version)
+        lengths = struct.unpack_from(f"!{count}Q", data, _STORED.size) if count <= len(data) else ()
+    except struct.error:
+        raise WireError("what was stored is cut short") from None
+    frames, at = [], _STORED.size + 8 * len(lengths)
+    for length in lengths:
+        frames.append(data[at : at + length])
+        at += length
+    if at != len(data):
+        raise WireError("what was stored is cut short, or has something left over")
+    return decode_body(frames, codec, pause)

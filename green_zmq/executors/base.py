@@ -71,6 +71,9 @@ class Model(Protocol):
     def native_poll(self) -> select.poll:
         """For a native thread to wait with: patching takes it away from the module ``select``."""
 
+    def native_sleep(self, seconds: float, /) -> None:
+        """For a native thread."""
+
     def pause(self) -> None:
         """Let other green threads run."""
 

@@ -195,6 +195,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 
 native_poll = patcher.original("select").poll
+native_sleep = patcher.original("time").sleep
 
 
 def pause() -> None:

@@ -200,6 +200,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 
 native_poll = gevent.monkey.get_original("select", "poll")
+native_sleep = gevent.monkey.get_original("time", "sleep")
 
 
 def pause() -> None:

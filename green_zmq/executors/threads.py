@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Collection
 
 import zmq
@@ -81,6 +82,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 
 native_poll = select.poll
+native_sleep = time.sleep
 
 
 def pause() -> None:
