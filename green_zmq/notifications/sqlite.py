@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import inf
-from posix import close  # gevent's in os leaves it to a hub, which native threads do not run
+from posix import close, read  # those in os may wait for a hub, which native threads do not run
 from typing import Final
 
 from green_zmq import executors
@@ -244,7 +244,8 @@ class SqliteStore:
         id, last = self._topic(topic)
         database.execute(
             "delete from messages where topic = :id and number <= (select min(last) from pools where topic = :id) "
-            "and not exists (select 1 from taken t join pools p on p.id = pool where p.topic = :id and t.number = messages.number)",
+            "and not exists (select 1 from taken t join pools p on p.id = t.pool "
+            "where p.topic = :id and t.number = messages.number)",
             {"id": id},
         )
         (young,) = database.execute(
@@ -504,7 +505,7 @@ class SqliteConsumer:
     def _forget_news(self) -> None:
         if self._news >= 0:
             with contextlib.suppress(BlockingIOError):
-                os.read(self._news, _NEWS)
+                read(self._news, _NEWS)
 
 
 def open_store(settings: Settings) -> SqliteStore:
