@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final
 
-# How long a command waits for those of other processes, seconds.
+# How long what writes waits for those of other processes, seconds.
 PATIENCE: Final = 5.0
 # An attempt is made again after this time at first, and after this time at last, seconds. SQLite's own waiting begins with a
 # millisecond, in which others could write twenty times.
@@ -27,16 +27,20 @@ class NewerSchema(Exception):
         self.version = version
 
 
-def connect(place: str, schema: str, version: int, sleep: Callable[[float], None], *, setup: str) -> sqlite3.Connection:
-    """A connection that commits by itself, and for which :func:`transaction` waits.
+def connect(
+    place: str, schema: str, version: int, sleep: Callable[[float], None], *, setup: str, patience: float = 0
+) -> sqlite3.Connection:
+    """A connection that commits by itself.
 
     :param place: the path or, if it begins with ``file:``, the URI of a file; it is made if it is not there.
     :param schema: what makes its tables, of that version.
     :param setup: what each connection is told first.
-    :raises NewerSchema:
+    :param patience: how long SQLite itself waits for other processes, seconds; :func:`transaction` does in any case.
+    :raises NewerSchema: a newer release has made it.
     :raises sqlite3.Error: it cannot be opened.
     """
-    database = sqlite3.connect(place, timeout=0, isolation_level=None, check_same_thread=False, uri=place.startswith("file:"))
+    uri = place.startswith("file:")
+    database = sqlite3.connect(place, timeout=patience, isolation_level=None, check_same_thread=False, uri=uri)
     try:
         # Of processes that open a new file at once, all but one are told that it is locked.
         patiently(lambda: database.execute("pragma journal_mode = wal"), sleep)

@@ -13,7 +13,7 @@ from oslo_messaging._drivers.common import deserialize_remote_exception
 from oslo_messaging.exceptions import MessageUndeliverable
 from oslo_messaging.transport import TransportURL
 
-from green_zmq import config, directory, executors, notifications, wire
+from green_zmq import config, directory, executors, wire
 from green_zmq.engine import Engine, make_engine
 from green_zmq.errors import WireError
 from green_zmq.routing import Topic
@@ -41,7 +41,6 @@ class ZmqDriver(base.BaseDriver):
         self._settings = config.read(conf, url)
         self._model = executors.load(self._settings.model)
         directory.load(self._settings.directory)
-        notifications.load(self._settings.directory)
         self._engine: Engine | None = None
 
     def send(
@@ -98,11 +97,11 @@ class ZmqDriver(base.BaseDriver):
         self,
         targets_and_priorities: Iterable[tuple[Target, str]],
         pool: str | None,
-        batch_size: int,
+        batch_size: int | None,
         batch_timeout: float | None,
     ) -> NotificationListener:
         topics = [self._topic(target, f"{target.topic}.{priority}") for target, priority in targets_and_priorities]
-        return NotificationListener(self._running().subscriber, topics, pool or "", batch_size, batch_timeout)
+        return NotificationListener(self._running().subscriber, topics, pool or "", batch_size or 1, batch_timeout)
 
     def require_features(self, requeue: bool = False) -> None:
         """Notifications can be requeued."""

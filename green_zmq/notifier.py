@@ -19,7 +19,7 @@ from green_zmq.descriptors import Wake, shortage
 from green_zmq.errors import MessageTooLarge, OutOfDescriptors, StoreError, TransportClosed
 from green_zmq.executors.base import Event
 from green_zmq.loop import Loop
-from green_zmq.notifications import Store, open_store
+from green_zmq.notifications import Store, load, open_store
 from green_zmq.routing import Topic
 
 LOG = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class Notifier:
                 reason = shortage()
                 if reason:
                     raise OutOfDescriptors(f"No notification can be sent: {reason}.")
+                load(self._settings.directory)
                 self._wake = Wake()
                 self._loop.model.start_native(self._work)
             return self._wake

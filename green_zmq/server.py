@@ -17,6 +17,7 @@ from oslo_messaging._drivers.common import serialize_remote_exception
 from oslo_messaging.exceptions import MessagingException
 
 from green_zmq import wire
+from green_zmq.batches import Batches
 from green_zmq.config import Settings
 from green_zmq.delivery import Receiver, Record
 from green_zmq.errors import AddressError, MessageTooLarge, TransportClosed, Unserializable, WireError, WireVersionError
@@ -94,7 +95,7 @@ class Incoming(base.RpcIncomingMessage):
 class Listener(base.Listener):
     """What one oslo.messaging server listens to: an address of this process, and what has come for it.
 
-    :ivar waiting: messages that were accepted and not yet handed over.
+    :ivar batches: messages that were accepted and not yet handed over.
     :ivar unbegun: messages that were handed over and whose processing has not begun. Whoever takes one out, a worker that
         begins it or the loop that gives it back, has it: taking a key out of a dict is atomic.
     """
@@ -103,9 +104,8 @@ class Listener(base.Listener):
         super().__init__(batch_size, batch_timeout)
         self.server = server
         self.key = key
-        self.waiting: deque[Incoming] = deque()
+        self.batches: Batches[Incoming] = Batches(batch_size, batch_timeout)
         self.unbegun: dict[Incoming, bool] = {}
-        self.due = inf
 
     def start(self, on_incoming_callback: Callable[[list[Incoming]], None]) -> None:
         """Be found by everybody from here on.
@@ -126,29 +126,30 @@ class Listener(base.Listener):
         """Nothing is left: its replies are on their way, and the process goes on listening for others."""
 
     def room(self, window: int) -> bool:
-        return len(self.waiting) + len(self.unbegun) < window
+        return len(self.batches.waiting) + len(self.unbegun) < window
 
     def take(self, incoming: Incoming, now: float) -> None:
-        if self.batch_size == 1 and not self.waiting and len(self.unbegun) < _HANDED and self.on_incoming_callback is not None:
+        if (
+            self.batch_size == 1
+            and not self.batches.waiting
+            and len(self.unbegun) < _HANDED
+            and self.on_incoming_callback is not None
+        ):
             self.unbegun[incoming] = True
             self.on_incoming_callback([incoming])
             return
-        self.waiting.append(incoming)
-        if self.batch_size > 1 and self.batch_timeout is not None and self.due == inf:
-            self.due = now + self.batch_timeout
+        self.batches.add(incoming, now)
         self.hand_over(now)
 
     def hand_over(self, now: float) -> None:
         """Hand over as much as may be: whole batches, or what there is when the time for a batch has run out."""
         callback = self.on_incoming_callback
         size = self.batch_size
-        while self.waiting and callback is not None and len(self.unbegun) + size <= max(_HANDED, size):
-            if size > 1 and len(self.waiting) < size and now < self.due:
+        while callback is not None and len(self.unbegun) + size <= max(_HANDED, size):
+            batch = self.batches.next(now)
+            if not batch:
                 return
-            batch = [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
             self.unbegun.update(dict.fromkeys(batch, True))
-            if size > 1:
-                self.due = now + self.batch_timeout if self.waiting and self.batch_timeout is not None else inf
             callback(batch)
 
     def begin(self, incoming: Incoming) -> None:
@@ -206,7 +207,7 @@ class Server:
             raise Revoked(f"Message {incoming.msg_id} is too late: its sender has given it up.")
         if record.kind != wire.CALL:
             self._loop.post_lazily(self._begun, record)
-        if listener.waiting:
+        if listener.batches.waiting:
             self._loop.post(self._hand_over, listener)
 
     def reply(self, record: Record, kind: int, codec: int, value: object, *, limited: bool = True) -> None:
@@ -251,9 +252,9 @@ class Server:
         """Batches whose time has run out."""
         self.due = inf
         for listener in self._all():
-            if listener.due <= now:
+            if listener.batches.due <= now:
                 listener.hand_over(now)
-            self.due = min(self.due, listener.due)
+            self.due = min(self.due, listener.batches.due)
 
     def leave(self) -> None:
         """Nobody finds this process any more: what still comes is refused."""
@@ -314,8 +315,8 @@ class Server:
         for incoming in list(listener.unbegun):
             if listener.unbegun.pop(incoming, False):
                 self._give_back(listener, incoming)
-        while listener.waiting:
-            self._give_back(listener, listener.waiting.popleft())
+        while listener.batches.waiting:
+            self._give_back(listener, listener.batches.waiting.popleft())
         then(None)
 
     def _give_back(self, listener: Listener, incoming: Incoming) -> None:
@@ -395,7 +396,7 @@ class Server:
                 self._bad_body(record, error)
                 return
             listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
-            self.due = min(self.due, listener.due)
+            self.due = min(self.due, listener.batches.due)
 
     def _refuse(self, record: Record, kind: int) -> None:
         name = wire.message_name(record.sender, record.id)

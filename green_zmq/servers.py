@@ -44,3 +44,22 @@ def get_notification_listener(
     allowed = None if executor == "gevent" else executor
     server = oslo_messaging.get_notification_listener(transport, targets, endpoints, allowed, serializer, allow_requeue, pool)
     return _name_executor(server, executor)
+
+
+def get_batch_notification_listener(
+    transport: Any,
+    targets: list[Any],
+    endpoints: list[Any],
+    executor: str | None = None,
+    serializer: Any = None,
+    allow_requeue: bool = False,
+    pool: str | None = None,
+    batch_size: int | None = None,
+    batch_timeout: float | None = None,
+) -> Any:
+    """As :func:`oslo_messaging.get_batch_notification_listener`, with ``executor="gevent"`` too."""
+    allowed = None if executor == "gevent" else executor
+    server = oslo_messaging.get_batch_notification_listener(
+        transport, targets, endpoints, allowed, serializer, allow_requeue, pool, batch_size, batch_timeout
+    )
+    return _name_executor(server, executor)

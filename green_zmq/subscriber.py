@@ -21,7 +21,7 @@ from green_zmq.config import Settings
 from green_zmq.descriptors import Wake, shortage
 from green_zmq.errors import OutOfDescriptors, StoreError, TransportClosed, WireError
 from green_zmq.loop import Loop
-from green_zmq.notifications import Consumer, Store, Taken, open_store
+from green_zmq.notifications import Consumer, Store, Taken, load, open_store
 from green_zmq.notifier import log_dropped
 from green_zmq.routing import Topic
 
@@ -164,6 +164,7 @@ class Share:
         reason = shortage()
         if reason:
             raise OutOfDescriptors(f"No notifications can be listened to: {reason}.")
+        load(subscriber.settings.directory)
         self.stopping = False
         self._ending = False
         self._over = False

@@ -14,7 +14,7 @@ import pytest
 import green_zmq
 
 PACKAGE = Path(green_zmq.__file__).parent
-PURE = {"errors", "wire", "routing", "delivery"}
+PURE = {"batches", "errors", "wire", "routing", "delivery"}
 # What would make a module depend on a clock, a thread, chance or the machine it runs on.
 IMPURE = {
     "asyncio", "concurrent", "datetime", "logging", "multiprocessing", "os", "pathlib", "queue", "random", "secrets", "select",
@@ -102,6 +102,12 @@ def test_client_and_server_do_not_know_each_other() -> None:
         assert name not in ("engine", "driver", "servers")
 
 
+def test_calls_and_notifications_do_not_know_each_other() -> None:
+    calls, notifications = below("client") | below("server"), below("notifier") | below("subscriber")
+    assert not calls & {"notifier", "subscriber"}
+    assert not notifications & {"client", "server", "connections", "resolver", "router", "engine", "driver"}
+
+
 def below(name: str) -> set[str]:
     """Everything of ours that a module depends on."""
     found: set[str] = set()
@@ -130,13 +136,13 @@ def test_only_the_redis_modules_touch_redis() -> None:
 
 
 def test_only_sqlite_modules_touch_sqlite() -> None:
-    assert who_imports("sqlite3") <= {"directory.sqlite", "notifications.sqlite"}
+    assert who_imports("sqlite3") <= {"database", "directory.sqlite", "notifications.sqlite"}
 
 
 def test_only_the_driver_side_knows_drivers_and_servers_of_oslo_messaging() -> None:
     public = {"oslo_messaging.exceptions", "oslo_messaging.transport"}
     for name in modules():
-        if name in ("server", "driver", "servers") or name.partition(".")[0] in ("cli", "notifications"):
+        if name in ("server", "subscriber", "driver", "servers") or name.partition(".")[0] == "cli":
             continue
         deep = {i for i in imports(name) if i.startswith("oslo_messaging.")}
         assert deep <= public, name
@@ -156,13 +162,16 @@ def test_nothing_below_the_driver_knows_it() -> None:
             assert not any(i == "cli" or i.startswith("cli.") for i in ours(name)), name
 
 
-def test_models_and_directories_stand_on_their_own() -> None:
+def test_models_directories_and_stores_stand_on_their_own() -> None:
     for name in modules():
         if name.startswith("executors"):
             assert ours(name) <= {"errors", "executors", "executors.base"}, name
         if name.startswith("directory"):
             siblings = {"directory.base", "directory.processes"}
-            assert ours(name) <= {"config", "errors", "executors", "routing", "wire"} | siblings, name
+            assert ours(name) <= {"config", "database", "errors", "executors", "routing", "wire"} | siblings, name
+        if name.startswith("notifications"):
+            siblings = {"notifications.base", "directory.processes"}
+            assert ours(name) <= {"config", "database", "errors", "executors", "routing"} | siblings, name
 
 
 def test_no_cycles() -> None:

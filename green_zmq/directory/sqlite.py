@@ -13,11 +13,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from green_zmq import executors
 from green_zmq.config import Settings
+from green_zmq.database import PATIENCE, NewerSchema, connect, transaction
 from green_zmq.directory.base import Listing, Stale
 from green_zmq.directory.processes import boot_id, known_to_run, process_id, runs
 from green_zmq.errors import DirectoryError
@@ -43,17 +45,18 @@ create index if not exists listeners_of_a_node on listeners (instance);
 """
 # Of the schema, kept in the file as its user_version.
 _VERSION: Final = 1
-# How long a write waits for those of other processes, seconds.
-_PATIENCE: Final = 5.0
+# For each connection. Nothing in the file outlives the machine, so the disk need not be waited for.
+_SETUP: Final = "pragma foreign_keys = on; pragma synchronous = off;"
 
 _LIVES: Final = "select instance, process, boot, expires from nodes"
 _SELECT: Final = "select n.instance, n.record, n.process, l.{} from nodes n join listeners l using (instance) where {}"
 
 
 class SqliteDirectory:
-    def __init__(self, path: Path, expire: float) -> None:
+    def __init__(self, path: Path, expire: float, sleep: Callable[[float], None]) -> None:
         self._path = path
         self._expire = expire
+        self._sleep = sleep
         self._followed = -expire
         with self._errors("opened"):
             self._boot = boot_id()
@@ -68,49 +71,25 @@ class SqliteDirectory:
     def _open(self) -> None:
         self._database = self._connect()
         # Its data_version changes when another connection writes, also the one above. It must never wait.
-        self._watch = self._connect()
-        self._watch.execute("pragma busy_timeout = 0")
+        self._watch = self._connect(patience=0)
         self._file = self._path.stat().st_ino
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    def _connect(self, patience: float = PATIENCE) -> sqlite3.Connection:
         try:
-            database.execute("pragma foreign_keys = on")
-            self._use_wal(database)
-            database.execute("pragma synchronous = off")  # nothing in it outlives the machine
-            (version,) = database.execute("pragma user_version").fetchone()
-            if version > _VERSION:
-                raise DirectoryError(
-                    f"The directory {self._path} was made by a newer release of green_zmq (schema {version}, ours {_VERSION}); "
-                    "upgrade this one, or set directory_path to another file."
-                )
-            if version < _VERSION:
-                database.executescript(f"begin immediate; {_SCHEMA} pragma user_version = {_VERSION}; commit;")
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    @staticmethod
-    def _use_wal(database: sqlite3.Connection) -> None:
-        """Of processes that open a new file at once, all but one are told that it is locked, without any waiting."""
-        give_up = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                database.execute("pragma journal_mode = wal")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > give_up:
-                    raise
-                time.sleep(0.01)
-            else:
-                return
+            return connect(str(self._path), _SCHEMA, _VERSION, self._sleep, setup=_SETUP, patience=patience)
+        except NewerSchema as error:
+            raise DirectoryError(
+                f"The directory {self._path} was made by a newer release of green_zmq (schema {error.version}, ours "
+                f"{_VERSION}); upgrade this one, or set directory_path to another file."
+            ) from None
 
     def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
         now = time.monotonic()
         record = json.dumps({k: v for k, v in node._asdict().items() if k != "instance"})
         with self._errors("written"):
             self._follow()
-        with self._errors("written"), self._transaction() as database:
+        database = self._database
+        with self._errors("written"), transaction(database, self._sleep):
             old = database.execute(f"{_LIVES} where expires <= ? or boot <> ?", (now, self._boot)).fetchall()
             dead = [(instance,) for instance, *life in old if self._is_dead(life, now)]
             database.executemany("delete from nodes where instance = ?", dead)
@@ -170,11 +149,12 @@ class SqliteDirectory:
         now = time.monotonic()
         with self._errors("written"):
             self._follow()
-            rows = self._database.execute(_LIVES).fetchall()
+            database = self._database
+            rows = database.execute(_LIVES).fetchall()
             dead = [(i,) for i, process, boot, expires in rows if boot != self._boot or expires <= now or not runs(process)]
             if not dead:
                 return []
-            with self._transaction() as database:
+            with transaction(database, self._sleep):
                 query = "select exchange, topic, server, instance from listeners where instance = ?"
                 stale = [Stale(*row) for instance in dead for row in database.execute(query, instance)]
                 if not dry_run:
@@ -220,16 +200,6 @@ class SqliteDirectory:
         return Node(instance=instance, **known)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._database.execute("begin immediate")
-        try:
-            yield self._database
-        except BaseException:
-            self._database.execute("rollback")
-            raise
-        self._database.execute("commit")
-
-    @contextlib.contextmanager
     def _errors(self, done: str) -> Iterator[None]:
         try:
             yield
@@ -246,4 +216,4 @@ class SqliteDirectory:
 
 
 def open_directory(settings: Settings) -> SqliteDirectory:
-    return SqliteDirectory(settings.directory_path, settings.expire)
+    return SqliteDirectory(settings.directory_path, settings.expire, executors.load(settings.model).native_sleep)

@@ -80,7 +80,7 @@ def held(url: str) -> dict[str, int]:
         "replies": len(receiver._replies),
         "reply bytes": receiver._reply_bytes,
         "unanswered": len(receiver._unanswered),
-        "messages": sum(len(each.waiting) + len(each.unbegun) for each in engine.server._all()),
+        "messages": sum(len(each.batches.waiting) + len(each.unbegun) for each in engine.server._all()),
     }
 
 

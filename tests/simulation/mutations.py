@@ -92,7 +92,7 @@ MUTATIONS = {
         "        return True or (",
     ),
     "a listener has no limit": Mutation(
-        "green_zmq.server", "        return len(self.waiting) + len(self.unbegun) < window", "        return True"
+        "green_zmq.server", "        return len(self.batches.waiting) + len(self.unbegun) < window", "        return True"
     ),
     "heartbeats are not heard": Mutation(
         "green_zmq.delivery",

@@ -163,7 +163,7 @@ class Promises:
             self.broken(9, f"{process} has {len(bodies)} messages of {size} bytes in its outbox")
         for service in process.services:
             listener = service.listener
-            if listener is not None and len(listener.waiting) + len(listener.unbegun) > settings.listener_window:
+            if listener is not None and len(listener.batches.waiting) + len(listener.unbegun) > settings.listener_window:
                 self.broken(9, f"{process} has taken more than its window")
         if receiver._reply_bytes > delivery.REPLY_CACHE and len(receiver._replies) > 1:
             self.broken(9, f"{process} keeps {receiver._reply_bytes} bytes of replies")
