@@ -14,7 +14,7 @@ from typing import Any
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from green_zmq import wire
-from green_zmq.config import Settings
+from green_zmq.config import Bounds, Settings
 from green_zmq.delivery import Limits
 from green_zmq.wire import CALL, CAST, FANOUT, Key
 from tests.simulation.clock import Clock
@@ -84,6 +84,8 @@ class World:
             max_connections=pick.choice((1, 2, 100)),
             idle_timeout=pick.choice((1.0, 5.0, 600.0)),
             heartbeat=heartbeat,
+            notification_path=Path(),
+            bounds=Bounds(messages=1, age=1.0, takeover=1.0, tries=1),
         )
         self.network = Network(clock, heartbeat)
         self.network.slow = pick.choice((0.0005, 0.005, 0.05))
