@@ -27,7 +27,6 @@ they have registered again, or have had the time to.
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401 (resolving a name imports it, in native threads: see green_zmq.directory.load)
 import json
 import os
 import select
@@ -37,16 +36,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError
-from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
 
 from green_zmq import executors
-from green_zmq.config import Redis, Settings
+from green_zmq.config import Settings
 from green_zmq.directory.base import Listing, Stale
 from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import DirectoryError
+from green_zmq.redis import Hosts, decode_topic, encode_topic, explain
 from green_zmq.routing import Entry, Node, Topic
 
 # Seconds between two attempts to be told of changes again.
@@ -135,31 +131,12 @@ def _load(instance: bytes, text: bytes | None) -> _Record | None:
     return _Record(node, since, (boot, process), text or b"")
 
 
-def _begin(topic: Topic) -> bytes:
-    """What the members of a topic begin with, and those of no other."""
-    exchange, name = topic.exchange.encode(), topic.name.encode()
-    return b"%d:%s%d:%s" % (len(exchange), exchange, len(name), name)
-
-
-def _split(text: bytes) -> tuple[Topic, bytes]:
-    """The topic that this begins with, and the rest.
-
-    :raises ValueError: it begins with none.
-    """
-    names = []
-    for _ in Topic._fields:
-        length, _, text = text.partition(b":")
-        names.append(text[: int(length)].decode())
-        text = text[int(length) :]
-    return Topic(*names), text
-
-
 def _member(instance: bytes, topic: Topic, server: str) -> bytes:
-    return b"%s%s%s" % (_begin(topic), instance.hex().encode(), server.encode())
+    return b"%s%s%s" % (encode_topic(topic), instance.hex().encode(), server.encode())
 
 
 def _parse(member: bytes) -> Stale:
-    topic, rest = _split(member)
+    topic, rest = decode_topic(member)
     return Stale(*topic, server=rest[32:].decode(), instance=bytes.fromhex(rest[:32].decode()))
 
 
@@ -172,8 +149,8 @@ class RedisDirectory:
         self._expire = settings.expire
         self._update = settings.update
         self._poll = executors.load(settings.model).native_poll
-        self._clients = _clients(address)
-        self._client = self._clients[0]
+        self._hosts = Hosts(address, self._subscribe, self._unsubscribe)
+        self._client: Any = None
         self._pubsub: Any = None
         self._try_at = 0.0
         self._index = f"{address.prefix}:members"
@@ -244,9 +221,7 @@ class RedisDirectory:
             self._do(self._take_news)
 
     def close(self) -> None:
-        self._unsubscribe()
-        for client in self._clients:
-            client.close()
+        self._hosts.close()
 
     # What is asked by the loop's thread.
 
@@ -332,7 +307,7 @@ class RedisDirectory:
         return entries
 
     def _listeners(self, topic: Topic) -> list[Entry]:
-        begin = _begin(topic)
+        begin = encode_topic(topic)
         found = self._ask("zrangebylex", self._index, b"[" + begin, b"(" + begin + b"\xff")
         instances = dict.fromkeys(_parse(member).instance for member in found)
         return [
@@ -412,6 +387,7 @@ class RedisDirectory:
     # What is pushed.
 
     def _subscribe(self) -> None:
+        self._client = self._hosts.client
         self._pubsub = pubsub = self._client.pubsub()
         channels = [self._channel + b"kept", *map(self._topic_channel, self._known)]
         pubsub.subscribe(*channels)
@@ -451,7 +427,7 @@ class RedisDirectory:
             self._kept_until = max(self._kept_until, time.monotonic() + int(message["data"]) / 1000)
             return
         self._sure.add(bytes.fromhex(message["data"].decode()))
-        topic, _ = _split(about.removeprefix(b"topic:"))
+        topic, _ = decode_topic(about.removeprefix(b"topic:"))
         self._news.append(topic)
 
     # The connections.
@@ -460,29 +436,12 @@ class RedisDirectory:
         return f"{self._address.prefix}:node:{instance.hex()}"
 
     def _topic_channel(self, topic: Topic) -> bytes:
-        return self._channel + b"topic:" + _begin(topic)
+        return self._channel + b"topic:" + encode_topic(topic)
 
     def _do(self, job: Callable[[], _T]) -> _T:
-        """Do something with a Redis that tells of changes as well; everything that is done may be repeated.
-
-        Each of the hosts is tried, and the one that was in use twice, since it may have closed an idle connection.
-        """
-        failed = 0
+        """Do something with a Redis that tells of changes as well; everything that is done may be repeated."""
         with self._errors():
-            while True:
-                connected = self._pubsub is not None
-                try:
-                    if not connected:
-                        self._subscribe()
-                    return job()
-                except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError) as error:
-                    self._unsubscribe()
-                    self._client.connection_pool.disconnect()
-                    if not connected or isinstance(error, redis.TimeoutError | redis.ReadOnlyError):
-                        failed += 1
-                        if failed == len(self._clients):
-                            raise
-                        self._client = self._clients[(self._clients.index(self._client) + 1) % len(self._clients)]
+            return self._hosts.do(job)
         raise AssertionError  # for mypy: the errors are raised again
 
     @contextlib.contextmanager
@@ -490,58 +449,9 @@ class RedisDirectory:
         try:
             yield
         except Exception as error:
-            self._unsubscribe()
+            self._hosts.disconnect()
             self._try_at = time.monotonic() + _RETRY
-            raise DirectoryError(f"The directory {self._place} cannot be used ({_text(error)}); {_advice(error)}.") from error
-
-
-def _text(error: Exception) -> str:
-    # That no master was found is followed by all that there is to know of the clients that looked.
-    return str(error).partition(" : <")[0].rstrip(".") or type(error).__name__
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, redis.AuthenticationError | NoPermissionError) or "NOAUTH" in str(error):
-        return "correct the user and password in the transport URL, or what that user may do in Redis"
-    if "max number of clients" in str(error):
-        return "raise maxclients of Redis, and its limit of open files: each transport of a process has two connections"
-    if isinstance(error, MasterNotFoundError):
-        return "check that the sentinels run and know that group, and that the transport URL is right"
-    if isinstance(error, redis.ReadOnlyError):
-        return "it is a replica: name its master, or use zmq+sentinel://"
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
-        return "check that it runs, and that the transport URL is right"
-    if "unknown command" in str(error).lower():
-        return "Redis 6.2 or later, or Valkey, is needed"
-    if isinstance(error, redis.ResponseError):
-        return "see Redis's log and configuration"
-    return "what is stored is none of ours: set redis_prefix to another"
-
-
-def _clients(address: Redis) -> list[Any]:
-    """One for each host; with sentinels only one, which asks them where to go."""
-    common: dict[str, Any] = {
-        "socket_timeout": address.timeout,
-        "socket_connect_timeout": address.timeout,
-        "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-        "ssl": address.tls,
-    }
-    if address.tls:
-        common |= {"ssl_ca_certs": address.ca_file, "ssl_certfile": address.cert_file, "ssl_keyfile": address.key_file}
-    redis_only = {"db": address.database, "username": address.user, "password": address.password}
-    to_redis: Any = redis.Redis
-    to_sentinels: Any = Sentinel
-    if not address.group:
-        return [to_redis(host, port, **common, **redis_only) for host, port in address.hosts]
-    sentinels = to_sentinels(
-        address.hosts,
-        sentinel_kwargs={**common, "username": address.sentinel_user, "password": address.sentinel_password},
-        **common,
-        **redis_only,
-    )
-    return [sentinels.master_for(address.group)]
+            raise DirectoryError(f"The directory {self._place} cannot be used {explain(error)}.") from error
 
 
 def open_directory(settings: Settings) -> RedisDirectory:
