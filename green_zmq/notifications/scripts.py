@@ -53,11 +53,11 @@ LEAVE: Final = f"""{_MOVE}
 leave(ARGV[2], 0)
 """
 
-# That it reads what is after the last of all messages Redis notes, and nothing else comes of it.
+# That it reads what it has after a message that cannot be there is all that Redis notes. The very last id would mean '>'.
 # KEYS: stream, again, looked. ARGV: group, consumer, ms for which others must have been silent or '' to not look for them, how
 # long nobody else need look (ms), names that the consumer knows.
 LIVE: Final = f"""{_MOVE}
-local last = '18446744073709551615-18446744073709551615'
+local last = '18446744073709551615-0'
 redis.call('XREADGROUP', 'GROUP', group, ARGV[2], 'COUNT', 1, 'STREAMS', stream, again, last, last)
 local known = {{}}
 for i = 5, #ARGV do known[ARGV[i]] = true end
