@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Final
 
 # KEYS: stream, again. ARGV: group.
-# What is first written is never XADD: that is refused when memory is short, but not once a script has written.
+# The first command does nothing, unless it fails because the key is no stream: then nothing else is done. When memory is short,
+# scripts may do what needs some only after they have written.
 _MOVE: Final = """
 local stream, again, group = KEYS[1], KEYS[2], ARGV[1]
-redis.call('XLEN', again)  -- what is no stream must fail before anything is done
+redis.call('XACK', again, group, '0-0')
 local function move(from, id, consumer, to, tried, ...)
     if #redis.call('XPENDING', from, group, id, id, 1, consumer) == 0 then return end
     local entry = redis.call('XRANGE', from, id, id)[1]
@@ -176,7 +177,7 @@ for i = 2, #ARGV do
     local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
     if entry then
         local again = ARGV[1] .. entry[2][8] .. entry[2][6]
-        redis.call('XLEN', again)  -- what is no stream must fail before anything is done
+        redis.call('XLEN', again)  -- fails if it is no stream
         redis.call('XDEL', KEYS[1], ARGV[i])
         redis.call('XADD', again, '*', 'tries', 0, 'body', entry[2][4])
         count = count + 1
