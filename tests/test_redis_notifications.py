@@ -421,11 +421,9 @@ def test_batch_is_kept_whole_or_not_at_all(redis: RedisServer, at: Open) -> None
 def test_disk_that_fails(at: Open, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with RedisServer() as server, server.client() as client:
+    with RedisServer(f"dir {folder}", "save 3600 1") as server, server.client() as client:
         store = at(server)()
         store.append([(TOPIC, b"0")])
-        client.config_set("dir", str(folder))
-        client.config_set("save", "3600 1")
         shutil.rmtree(folder)
         client.bgsave()
         wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
@@ -436,6 +434,7 @@ def test_disk_that_fails(at: Open, tmp_path: Path) -> None:
         client.config_set("stop-writes-on-bgsave-error", "no")
         store.append([(TOPIC, b"2")])
         assert state(store, TOPIC).kept == 2
+        client.config_set("save", "")  # or it does not end
 
 
 def test_replica_is_passed_over(redis: RedisServer, at: Open) -> None:
