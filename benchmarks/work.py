@@ -13,7 +13,7 @@ import os
 import resource
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,75 @@ def calls(url: str, callers: int, seconds: float) -> dict[str, Any]:
         "p99": latencies[n * 99 // 100] * 1000,
         "max": latencies[-1] * 1000,
     }
+
+
+class _Listening:
+    """An endpoint that counts, and tells when it has counted as many as are waited for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sent = 0
+        self.last = 0.0
+
+    def info(self, ctxt: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:  # noqa: ARG002
+        self.count += 1
+        self.last = time.monotonic()
+
+
+_listening: dict[str, _Listening] = defaultdict(_Listening)
+
+
+def listen(url: str, topic: str) -> None:
+    transport = _transports[f"{url} {topic}"] = oslo_messaging.get_notification_transport(_conf, url)
+    target = oslo_messaging.Target(topic=topic)
+    executor = {"threads": "threading"}.get(executors.detect(), executors.detect())
+    server = green_zmq.get_notification_listener(transport, [target], [_listening[topic]], executor=executor)
+    server.start()
+    _servers.append(server)
+
+
+def notify(url: str, topic: str, notifiers: int, seconds: float, size: int) -> dict[str, Any]:
+    """Notifications, as many as go in that time."""
+    if f"notify {url}" not in _transports:
+        _transports[f"notify {url}"] = oslo_messaging.get_notification_transport(_conf, url)
+    payload = {"text": "x" * size}
+    latencies: list[float] = []
+    began = time.monotonic()
+
+    def run() -> None:
+        notifier = oslo_messaging.Notifier(
+            _transports[f"notify {url}"], driver="messagingv2", publisher_id="benchmark", topics=[topic]
+        )
+        now = time.monotonic()
+        while now < began + seconds:
+            before = now
+            notifier.info({}, "benchmark", payload)
+            now = time.monotonic()
+            latencies.append(now - before)
+
+    _run([run] * notifiers)
+    ended = time.monotonic()
+    _listening[topic].sent += len(latencies)
+    latencies.sort()
+    return {
+        "count": len(latencies),
+        "total": _listening[topic].sent,
+        "began": began,
+        "ended": ended,
+        "p50": latencies[len(latencies) // 2] * 1000,
+        "p99": latencies[len(latencies) * 99 // 100] * 1000,
+    }
+
+
+def notified(topic: str, count: int) -> float:
+    """Wait until so many have been processed since this process listens; when the last was."""
+    listening = _listening[topic]
+    give_up = time.monotonic() + 120
+    while listening.count < count:
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"{listening.count} of {count} notifications have been processed")
+        time.sleep(0.005)
+    return listening.last
 
 
 def load(url: str, callers: int, seconds: float) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from green_zmq.inspection import figures
-    from green_zmq.servers import get_notification_listener, get_rpc_server
+    from green_zmq.servers import get_batch_notification_listener, get_notification_listener, get_rpc_server
 
-__all__ = ["__version__", "figures", "get_notification_listener", "get_rpc_server"]
+__all__ = ["__version__", "figures", "get_batch_notification_listener", "get_notification_listener", "get_rpc_server"]
 
 try:
     __version__ = version("green_zmq")
@@ -21,7 +21,7 @@ except PackageNotFoundError:  # a checkout that was not installed
 
 def __getattr__(name: str) -> Any:
     """The functions are imported when first used: importing oslo.messaging takes half a second."""
-    module = {"get_rpc_server": "servers", "get_notification_listener": "servers", "figures": "inspection"}.get(name)
-    if module is not None:
+    if name in __all__:
+        module = "inspection" if name == "figures" else "servers"
         return getattr(importlib.import_module(f"green_zmq.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

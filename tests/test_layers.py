@@ -170,7 +170,7 @@ def test_models_directories_and_stores_stand_on_their_own() -> None:
             siblings = {"directory.base", "directory.processes"}
             assert ours(name) <= {"config", "database", "errors", "executors", "redis", "routing", "wire"} | siblings, name
         if name.startswith("notifications"):
-            siblings = {"notifications.base", "directory.processes"}
+            siblings = {"notifications.base", "notifications.scripts", "directory.processes"}
             assert ours(name) <= {"config", "database", "errors", "executors", "redis", "routing"} | siblings, name
 
 
