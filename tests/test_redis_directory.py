@@ -21,6 +21,7 @@ from oslo_messaging.transport import TransportURL
 from green_zmq import config
 from green_zmq.directory import Directory, open_directory
 from green_zmq.errors import DirectoryError
+from green_zmq.notifications import open_store
 from green_zmq.routing import Entry, Node, Topic
 from tests.servers import Certificates, Proxy, RedisServer, SentinelCluster
 
@@ -589,8 +590,9 @@ def test_password(opened: Opener) -> None:
 def test_user_that_may_do_just_what_is_needed(opened: Opener) -> None:
     """The rules are those of the deployment guide."""
     rules = "resetkeys resetchannels ~cloud:* &cloud:* -@all +@connection +@pubsub"
-    rules += " +eval +getex +get +set +del +exists +mget +zadd +zrem +zcard"
-    rules += " +zrange +zrangebylex +pttl +pexpire"
+    rules += " +eval +getex +get +set +del +exists +mget"
+    rules += " +@stream +multi +exec +time +scan +hget +hincrby +hexists"
+    rules += " +zadd +zrem +zcard +zrange +zrangebylex +pttl +pexpire"
     with RedisServer(username="green", password="secret", rules=rules) as server:
         directory = opened(f"zmq+redis://green:secret@{server.address}/0", redis_prefix="cloud")
         one = node()
@@ -604,6 +606,32 @@ def test_user_that_may_do_just_what_is_needed(opened: Opener) -> None:
         assert directory.withdraw(one.instance)
         with pytest.raises(DirectoryError, match="user and password"):
             opened(f"zmq+redis://green:secret@{server.address}/0", redis_prefix="another").look_up(TOPIC)
+        use_store(f"zmq+redis://green:secret@{server.address}/0?redis_prefix=cloud&notification_messages=2")
+
+
+def use_store(url: str) -> None:
+    """Everything that a store of notifications does."""
+    conf = cfg.ConfigOpts()
+    conf([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
+    with contextlib.ExitStack() as stack:
+        store, other = (open_store(config.read(conf, TransportURL.parse(conf, url))) for _ in range(2))
+        stack.callback(store.close)
+        stack.callback(other.close)
+        consumer = store.consume([TOPIC], "")
+        place, _ = other.since(TOPIC, None)
+        other.append([(TOPIC, b"1"), (TOPIC, b"2")])
+        other.append([(TOPIC, b"3")])
+        first, second, third = consumer.take(3)
+        consumer.acknowledge([first])
+        consumer.give_back([second], tried=True)
+        consumer.put_aside([third])
+        (dead,) = other.dead()
+        assert other.put_back([dead.name]) == 1
+        assert sorted(each.body for each in consumer.take(3)) == [b"2", b"3"]
+        assert len(other.overview()) == 1
+        assert other.since(TOPIC, place)[1]
+        other.trim([TOPIC])
+        consumer.close()
 
 
 def test_tls(redis: RedisServer, opened: Opener, tmp_path: Path) -> None:
