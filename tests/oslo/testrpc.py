@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oslo.messaging's own functional tests of RPC, to be run by stestr with RPC_TRANSPORT_URL set.
+"""Oslo.messaging's own functional tests of RPC, run by stestr: see __main__.py.
 
 They come with its package, which patches the process with eventlet when it is imported. Not for pytest: the name of this
 file keeps it away.
