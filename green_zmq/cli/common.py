@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -122,6 +123,18 @@ def set_up_logging(level: int) -> None:
     handler.addFilter(shorten)
     handler.setFormatter(logging.Formatter("green-zmq: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def catch_signals() -> int:
+    """A descriptor that becomes readable at SIGINT and SIGTERM: it wakes a hub at once, and nothing green runs inside a
+    signal handler.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 def patch(model: str) -> None:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from green_zmq.cli.common import OK, as_failure, open_transport, patch, printable, set_up_logging
+from green_zmq.cli.common import OK, as_failure, catch_signals, open_transport, patch, printable, set_up_logging
 
 # Keys that count() remembers.
 _KEYS: Final = 1000
@@ -78,7 +78,7 @@ class _Endpoint:
 def run(args: argparse.Namespace) -> int:
     patch(args.executor)
     set_up_logging(logging.WARNING)
-    wake = _catch_signals()
+    wake = catch_signals()
     import oslo_messaging as om
 
     from green_zmq import get_rpc_server
@@ -108,15 +108,3 @@ def run(args: argparse.Namespace) -> int:
         server.stop()
         server.wait()
     return OK
-
-
-def _catch_signals() -> int:
-    """A descriptor that becomes readable at SIGINT and SIGTERM: it wakes a hub at once, and nothing green runs inside a
-    signal handler.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    return reader
