@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import pty
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import oslo_messaging as om
 import pytest
+from oslo_config import cfg
 
+from green_zmq import get_rpc_server
 from green_zmq.cli import main
 from tests.commands import COMMAND, LIMIT, environment, listed, process, result, run, serving, wait_for
 
@@ -92,6 +96,31 @@ def test_arguments(env: dict[str, str]) -> None:
         ascii_only = env | {"PYTHONIOENCODING": "ascii"}
         assert result(ascii_only, "call", "topic", "echo", "a=😀") == {"a": "😀"}
         assert echo(os.fsdecode(b"a=\xff")) == {"a": "\udcff"}
+
+
+def test_a_result_that_json_has_not(env: dict[str, str]) -> None:
+    class Endpoint:
+        def when(self, ctxt: Any) -> Any:
+            return {"when": datetime.datetime(2020, 1, 2, 3, 4, 5, 6), "which": [{1}, b"text"]}
+
+        def what(self, ctxt: Any) -> Any:
+            return b"\xff"
+
+    url = f"{env['GREEN_ZMQ_URL']}&rpc_zmq_serialization=msgpack"
+    cfg.CONF([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
+    transport = om.get_rpc_transport(cfg.CONF, url)
+    server = get_rpc_server(transport, om.Target(topic="topic", server="s"), [Endpoint()], executor="threading")
+    server.start()
+    try:
+        assert result(environment(url), "call", "topic", "when") == {
+            "when": "2020-01-02T03:04:05.000006",
+            "which": [[1], "text"],
+        }
+        assert result(environment(url), "call", "topic", "what") == repr(b"\xff")
+    finally:
+        server.stop()
+        server.wait()
+        transport.cleanup()
 
 
 def test_targets(env: dict[str, str]) -> None:

@@ -245,6 +245,20 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def primitive(value: Any) -> Any:
+    """The value with what JSON has not (dates, sets and more, which MessagePack has) as texts and arrays."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        from oslo_serialization import jsonutils
+
+        try:
+            return jsonutils.to_primitive(value, fallback=repr)
+        except ValueError:  # bytes that are no text
+            return repr(value)
+    return value
+
+
 def print_json(value: object, indent: int | None = None) -> None:
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     print(json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent))

@@ -18,6 +18,7 @@ from green_zmq.cli.common import (
     as_failure,
     open_transport,
     parse_json,
+    primitive,
     print_json,
     set_up_logging,
 )
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 print(failure.details.rstrip("\n"), file=sys.stderr)
             raise failure from None
         if args.command == "call":
-            print_json(result)
+            print_json(primitive(result))
         elif fanout:
             _await_fanout(transport, args.timeout)
     return OK
