@@ -353,6 +353,8 @@ def test_version_and_help(env: dict[str, str]) -> None:
         ["sweep"],
         ["evict"],
         ["figures"],
+        ["notifications"],
+        *(["notifications", action] for action in ("ls", "dead", "put-back", "tail", "publish")),
     ):
         done = run(env, *command, "--help")
         assert (done.returncode, done.stderr) == (0, "")
@@ -365,6 +367,7 @@ def test_nothing_is_imported_before_the_process_is_patched(env: dict[str, str]) 
         import sys
         import green_zmq.cli, green_zmq.cli.serve, green_zmq.cli.demo_client
         import green_zmq.cli.topics, green_zmq.cli.sweep, green_zmq.cli.evict, green_zmq.cli.figures
+        import green_zmq.cli.notifications
         print([name for name in ("oslo_messaging", "green_zmq.driver", "zmq", "eventlet", "gevent") if name in sys.modules])
     """
     assert subprocess.check_output([sys.executable, "-c", code], env=env, encoding="utf-8") == "[]\n"

@@ -13,11 +13,20 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from green_zmq import __version__
-from green_zmq.cli.common import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, UNDELIVERED, Failure, note, without_passwords
+from green_zmq.cli.common import (
+    BROKEN_PIPE,
+    EXIT_CODES,
+    INTERRUPTED,
+    PRIORITIES,
+    UNDELIVERED,
+    Failure,
+    note,
+    without_passwords,
+)
 
 _MODELS = ("eventlet", "gevent", "threads")
 _MODULES = {"call": "rpc", "cast": "rpc", "fanout": "rpc", "demo-client": "demo_client"}
@@ -38,6 +47,9 @@ Nothing new is sent to a process that was evicted, and a call whose connection t
 stopped by it: one that still runs goes on with what it has, and registers again within zmq_target_update seconds.
 
 {_NODES}"""
+
+_JSON = "as a JSON array, with everything that is known"
+_EXCHANGE = "the exchange (default: oslo.messaging's, openstack)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,9 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"green-zmq {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, text: str, example: str, epilog: str = "", hidden: bool = False) -> argparse.ArgumentParser:
+    def add(
+        name: str, text: str, example: str, epilog: str = "", hidden: bool = False, to: Any = commands
+    ) -> argparse.ArgumentParser:
         listed: dict[str, Any] = {} if hidden else {"help": text}
-        command = commands.add_parser(
+        command: argparse.ArgumentParser = to.add_parser(
             name,
             **listed,
             description=f"{text[0].upper()}{text[1:]}.",
@@ -111,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         if name != "demo":
             command.add_argument(
                 "--url",
-                default=os.environ.get("GREEN_ZMQ_URL") or "zmq://",
+                # One within another leaves what was given before it.
+                default=argparse.SUPPRESS if to is not commands else os.environ.get("GREEN_ZMQ_URL") or "zmq://",
                 help="the transport URL (default: $GREEN_ZMQ_URL, where a password is not seen in ps; or else zmq://)",
             )
         return command
@@ -132,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("topic", type=_name, metavar="TOPIC")
     serve.add_argument("--server", type=_name, help="the name of the server (default: the name of this host)")
-    serve.add_argument("--exchange", type=_name, help="the exchange (default: oslo.messaging's, openstack)")
+    serve.add_argument("--exchange", type=_name, help=_EXCHANGE)
     _add_executor(serve)
     serve.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)  # ends when stdin does
 
@@ -176,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_json(figures)
 
+    notifications = add(
+        "notifications",
+        "list the notifications that are stored and who is to process them; see those put aside, follow or publish some",
+        "green-zmq notifications --json",
+    )
+    _add_json(notifications)
+    _add_notifications(notifications.add_subparsers(dest="action", metavar="ACTION"), add)
+    notifications.set_defaults(action="ls")
+
     client = add("demo-client", "a client of the demo", "green-zmq demo", hidden=True)
     client.add_argument("topic", type=_name)
     client.add_argument("servers", type=_name, nargs="+")
@@ -193,7 +217,7 @@ def _add_rpc(command: argparse.ArgumentParser) -> None:
         command.set_defaults(server=None)
     else:
         command.add_argument("--server", type=_name, help="only this server (default: any of the topic)")
-    command.add_argument("--exchange", type=_name, help="the exchange (default: oslo.messaging's, openstack)")
+    command.add_argument("--exchange", type=_name, help=_EXCHANGE)
     command.add_argument("--namespace", help="the namespace of the method (default: none)")
     command.add_argument("--rpc-version", type=_version, metavar="X.Y", help="the version of the method (default: none)")
     command.add_argument("--context", default="{}", metavar="JSON", help="the request context (default: {})")
@@ -217,12 +241,62 @@ def _add_rpc(command: argparse.ArgumentParser) -> None:
         command.set_defaults(traceback=False)
 
 
+def _add_notifications(actions: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    def add_action(name: str, text: str, example: str, json: str = _JSON) -> argparse.ArgumentParser:
+        action = add(name, text, f"green-zmq notifications {example}", to=actions)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json)
+        return action
+
+    add_action("ls", "list the topics and their pools of listeners (the default)", "ls")
+
+    dead = add_action("dead", "list the notifications that were put aside, the oldest first", "dead --body")
+    dead.add_argument("--body", action="store_true", help="with all that was sent")
+
+    back = add_action(
+        "put-back", "have notifications that were put aside processed once more, as new ones of their pool", "put-back 17 18"
+    )
+    which = back.add_mutually_exclusive_group(required=True)
+    which.add_argument("names", type=_name, metavar="NAME", nargs="*", default=[], help="as 'dead' shows it")
+    which.add_argument("--all", action="store_true", help="all of them")
+
+    tail = add_action(
+        "tail",
+        "print notifications as they are stored, until interrupted; no pool misses them because of that",
+        "tail notifications versioned_notifications.error",
+        "each as a JSON object in a line, with everything that is known",
+    )
+    tail.add_argument(
+        "topics",
+        type=_name,
+        metavar="TOPIC",
+        nargs="+",
+        help=f"TOPIC.PRIORITY, or a topic with all priorities: {', '.join(PRIORITIES)}",
+    )
+    tail.add_argument("--exchange", type=_name, help=_EXCHANGE)
+
+    publish = add_action(
+        "publish",
+        "send a notification; done when it is stored",
+        """publish notifications thing.created '{"id": 1}' --priority warn""",
+        "print it as tail --json would",
+    )
+    publish.add_argument("topic", type=_name, metavar="TOPIC", help="without a priority")
+    publish.add_argument("event_type", type=_name, metavar="EVENT_TYPE")
+    publish.add_argument("payload", metavar="PAYLOAD", nargs="?", default="{}", help="JSON, or - for stdin (default: {})")
+    publish.add_argument("--priority", choices=PRIORITIES, default="info", help="(default: info)")
+    publish.add_argument("--publisher-id", type=_name, metavar="ID", help="who sends it (default: green-zmq. and this host)")
+    publish.add_argument("--exchange", type=_name, help=_EXCHANGE)
+    publish.add_argument(
+        "--retry", type=_count, default=0, metavar="N", help="try N times more if it cannot be stored (default: 0)"
+    )
+
+
 def _add_executor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--executor", choices=_MODELS, default="threads", help="the concurrency model (default: threads)")
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="as a JSON array, with everything that is known")
+    command.add_argument("--json", action="store_true", help=_JSON)
 
 
 def _add_dry_run(command: argparse.ArgumentParser) -> None:

@@ -36,10 +36,14 @@ exit codes:
   1    the remote method raised an exception; with demo: something was not answered
   2    bad arguments, URL or concurrency model
   3    no reply in time, or the process that had the call is gone
-  4    not delivered: nobody took it, no such process is registered, the directory does not answer, or another transport error
+  4    not delivered: nobody took it, no such process is registered or notification put aside, the directory or the store of
+       notifications does not answer, or another transport error
   130  interrupted
   141  whoever was reading the output has gone
 """
+
+# Of notifications, in oslo.messaging.
+PRIORITIES: Final = ("audit", "debug", "info", "warn", "error", "critical", "sample")
 
 _REMOTE_POSTFIX: Final = "_Remote"
 _TRACEBACK: Final = "\nTraceback (most recent call last):"
@@ -212,10 +216,11 @@ def open_directory(text: str) -> Iterator[Directory]:
 
 
 @contextlib.contextmanager
-def open_transport(text: str, linger: float | None = None) -> Iterator[Any]:
+def open_transport(text: str, linger: float | None = None, *, notifications: bool = False) -> Iterator[Any]:
     """A transport, cleaned up at the end.
 
     :param linger: how long that may take, unless the URL says so.
+    :param notifications: whether it is for these.
     :raises Failure: it cannot be made.
     """
     import oslo_messaging as om
@@ -224,7 +229,7 @@ def open_transport(text: str, linger: float | None = None) -> Iterator[Any]:
     if linger is not None:
         url.query.setdefault("zmq_linger", str(linger))
     try:
-        transport = om.get_rpc_transport(url.conf, url)
+        transport = (om.get_notification_transport if notifications else om.get_rpc_transport)(url.conf, url)
     except om.MessagingException as error:
         raise as_failure(error) from None
     try:
