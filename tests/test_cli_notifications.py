@@ -41,7 +41,9 @@ def url(folder: Path, **options: object) -> str:
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    return environment(url(tmp_path))
+    made = environment(url(tmp_path))
+    made.pop("PYTHONUNBUFFERED", None)  # what is to be seen at once must be flushed
+    return made
 
 
 @contextlib.contextmanager
@@ -347,35 +349,42 @@ def test_publish(env: dict[str, str]) -> None:
     got = []
 
     class Endpoint:
+        def __init__(self, exchange: str | None) -> None:
+            self.exchange = exchange
+
         def _note(self, ctxt: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:
-            got.append((ctxt, publisher_id, event_type, payload))
+            got.append((self.exchange, ctxt, publisher_id, event_type, payload))
 
         info = error = _note
 
     cfg.CONF([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
     transport = om.get_notification_transport(cfg.CONF, env["GREEN_ZMQ_URL"])
-    targets = [om.Target(topic="t"), om.Target(topic="t", exchange="other")]
-    listener = om.get_notification_listener(transport, targets, [Endpoint()], executor="threading")
-    listener.start()
+    listeners = [
+        om.get_notification_listener(transport, [om.Target(topic="t", exchange=exchange)], [Endpoint(exchange)], "threading")
+        for exchange in (None, "other")
+    ]
+    for listener in listeners:
+        listener.start()
     try:
         done = notifications(env, "publish", "t", "thing.made")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         wait_for(lambda: len(got) == 1)
-        assert got[0] == ({}, f"green-zmq.{socket.gethostname()}", "thing.made", {})
+        assert got[0] == (None, {}, f"green-zmq.{socket.gethostname()}", "thing.made", {})
         words = ("ü", '{"a": [1, null], "b": "😀"}', "--exchange", "other", "--priority", "error", "--publisher-id", "p1")
         sent = result(env, "notifications", "publish", "--json", "t", *words)
         wait_for(lambda: len(got) == 2)
-        assert got[1] == ({}, "p1", "ü", {"a": [1, None], "b": "😀"})
+        assert got[1] == ("other", {}, "p1", "ü", {"a": [1, None], "b": "😀"})
         assert (sent["exchange"], sent["topic"], sent["context"]) == ("other", "t.error", {})
-        expected = {"event_type": "ü", "publisher_id": "p1", "priority": "ERROR", "payload": got[1][3]}
+        expected = {"event_type": "ü", "publisher_id": "p1", "priority": "ERROR", "payload": got[1][4]}
         assert expected.items() <= sent["message"].items()
         assert sent["message"].keys() - expected.keys() == {"message_id", "timestamp"}
         assert notifications(env, "publish", "t", "big", "-", input=json.dumps("x" * 3_000_000)).returncode == 0
         wait_for(lambda: len(got) == 3)
-        assert got[2][3] == "x" * 3_000_000
+        assert got[2][4] == "x" * 3_000_000
     finally:
-        listener.stop()
-        listener.wait()
+        for listener in listeners:
+            listener.stop()
+            listener.wait()
         transport.cleanup()
 
 
