@@ -40,6 +40,8 @@ _transports: dict[tuple[str, str], Any] = {}
 _making = threading.Lock()
 _servers: dict[str, tuple[Any, Endpoint]] = {}
 _batches: dict[str, tuple[Any, list[list[Any]], list[Any]]] = {}
+# What other modules have to end after a test.
+at_reset: list[Callable[[], None]] = []
 
 
 class _Log(logging.Handler):
@@ -101,6 +103,8 @@ def reset() -> None:
         endpoint.released = True
     for outcome in parallel([functools.partial(end, label) for label in _servers]):
         outcome.result()
+    for fn in at_reset:
+        fn()
     for listener, _, _ in _batches.values():
         listener.stop()
     _batches.clear()

@@ -37,7 +37,7 @@ def child(fn: Callable[[], None]) -> int:
         os._exit(status)
 
 
-def _wait_for(pids: list[int], limit: float = 60) -> list[int]:
+def wait_for(pids: list[int], limit: float = 60) -> list[int]:
     """The exit codes."""
     codes: dict[int, int] = {}
     end = time.monotonic() + limit
@@ -85,7 +85,7 @@ def _send_in_child(url: str, topic: str, name: str) -> int:
     def work() -> None:
         _send(url, topic, name)
         if name == "child-0":
-            assert _wait_for([child(functools.partial(_send, url, topic, "grandchild"))]) == [0]
+            assert wait_for([child(functools.partial(_send, url, topic, "grandchild"))]) == [0]
 
     return child(work)
 
@@ -97,7 +97,7 @@ def fork_before_use(url: str, topic: str, children: int) -> dict[str, Any]:
     pids = [_send_in_child(url, topic, name) for name in names]
     _send(url, topic, "parent")
     sent = [value for name in [*names, "grandchild", "parent"] for value in _values(name)]
-    return {"codes": _wait_for(pids), "sent": sent}
+    return {"codes": wait_for(pids), "sent": sent}
 
 
 def fork_after_use(url: str, topic: str, children: int, begun: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def fork_after_use(url: str, topic: str, children: int, begun: str) -> dict[str,
     for name in names:
         pids.append(_send_in_child(url, topic, name))
         more()
-    codes = _wait_for(pids)
+    codes = wait_for(pids)
     more()
     holder.call({}, "free")
     assert [outcome.result() for outcome in holding] == held
@@ -166,7 +166,7 @@ def serve_in_children(url: str, topic: str, children: int, calls: int, path: str
     client = _client(url, topic)
     outcomes = parallel([functools.partial(client.call, {}, "note", value=value) for value in sent])
     assert [outcome.result() for outcome in outcomes] == sent
-    codes = _wait_for(pids)
+    codes = wait_for(pids)
     assert scenarios.call(url, f"{topic}-warm", "who", tag=TAG) == "warm"
     scenarios.end("warm")
     return {"codes": codes, "sent": sent}
