@@ -84,8 +84,10 @@ class ZmqDriver(base.BaseDriver):
         version: float,  # noqa: ARG002 (whether there is an envelope: every message has ours)
         retry: int | None = None,
     ) -> None:
-        topic = self._topic(target, target.topic)
-        self._running().notifier.send(topic, [_context(ctxt), message], retry)
+        """:raises Unserializable: the target, or something in the message, cannot be stored."""
+        key = self._key(target, "")
+        wire.encode_key(key)
+        self._running().notifier.send(Topic(*key[:2]), [_context(ctxt), message], retry)
 
     def listen(self, target: Target, batch_size: int, batch_timeout: float | None) -> Listener:
         """:raises Unserializable: nobody could send to such a target."""
@@ -100,7 +102,13 @@ class ZmqDriver(base.BaseDriver):
         batch_size: int | None,
         batch_timeout: float | None,
     ) -> NotificationListener:
-        topics = [self._topic(target, f"{target.topic}.{priority}") for target, priority in targets_and_priorities]
+        """:raises Unserializable: nobody could send to such a topic, or there can be no such pool."""
+        keys = [
+            Key(*self._key(target, "")[:1], f"{target.topic}.{level}", pool or "") for target, level in targets_and_priorities
+        ]
+        for key in keys:
+            wire.encode_key(key)
+        topics = [Topic(*key[:2]) for key in keys]
         return NotificationListener(self._running().subscriber, topics, pool or "", batch_size or 1, batch_timeout)
 
     def require_features(self, requeue: bool = False) -> None:
@@ -139,10 +147,7 @@ class ZmqDriver(base.BaseDriver):
         return engine
 
     def _key(self, target: Target, server: str | None) -> Key:
-        return Key(*self._topic(target, target.topic), server or "")
-
-    def _topic(self, target: Target, name: str) -> Topic:
-        return Topic(target.exchange or self._default_exchange or "", name)
+        return Key(target.exchange or self._default_exchange or "", target.topic, server or "")
 
 
 def _context(ctxt: Any) -> Any:

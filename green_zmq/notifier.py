@@ -31,6 +31,8 @@ _MOST_BYTES: Final = 16 << 20
 _AGAIN: Final = (0.1, 5.0)
 # After so many messages to a topic it is looked whether some of it is to go.
 _TRIM: Final = 100
+# Of more topics it is not remembered how many they had: all are looked at.
+_TOPICS: Final = 1000
 
 
 class _Unstored:
@@ -79,7 +81,10 @@ class Notifier:
         # Whether the thread waits to be woken.
         self._sleeping = False
         self._closed = False
+        # For the native thread alone: its store, whether that fails, and how many messages each topic had since it was trimmed.
+        self._store: Store | None = None
         self._failing = False
+        self._since: Counter[Topic] = Counter()
 
     # For all threads.
 
@@ -135,8 +140,6 @@ class Notifier:
     def _work(self) -> None:
         assert self._wake is not None
         waiting: list[_Unstored] = []
-        store: Store | None = None
-        since: Counter[Topic] = Counter()
         poll = self._loop.model.native_poll()
         poll.register(self._wake.fd, select.POLLIN)
         while True:
@@ -145,15 +148,7 @@ class Notifier:
             closed, now = self._closed, time.monotonic()
             batch = _batch(waiting, inf if closed else now)
             if batch:
-                try:
-                    store = store or self._open()
-                    store.append([(message.topic, message.body) for message in batch])
-                except StoreError as error:
-                    self._failed(batch, error, now)
-                else:
-                    self._stored(batch)
-                    since.update(message.topic for message in batch)
-                    self._trim(store, since)
+                self._attempt(batch, now)
                 waiting = [message for message in waiting if message.waits]
             if closed:
                 break
@@ -168,8 +163,18 @@ class Notifier:
                 os.eventfd_read(self._wake.fd)
         self._refuse(waiting)
         self._refuse(self._new)
-        if store is not None:
-            store.close()
+        if self._store is not None:
+            self._store.close()
+
+    def _attempt(self, batch: list[_Unstored], now: float) -> None:
+        try:
+            self._store = store = self._store or self._open()
+            store.append([(message.topic, message.body) for message in batch])
+        except Exception as error:
+            self._failed(batch, error if isinstance(error, StoreError) else defect(error), now)
+        else:
+            self._stored(batch)
+            self._trim(store)
 
     def _open(self) -> Store:
         reason = shortage()  # libraries do not say that, or end the process
@@ -180,6 +185,7 @@ class Notifier:
     def _stored(self, batch: list[_Unstored]) -> None:
         self.counts["notifications stored"] += len(batch)
         for message in batch:
+            self._since[message.topic] += 1
             message.end()
         if self._failing:
             self._failing = False
@@ -194,12 +200,13 @@ class Notifier:
             self._failing = True
             self._log(logging.WARNING, "%s Until then, what sends notifications waits.", error)
 
-    def _trim(self, store: Store, since: Counter[Topic]) -> None:
+    def _trim(self, store: Store) -> None:
         """Look whether something is to go, of topics that had many messages since."""
-        topics = [topic for topic, count in since.items() if count >= _TRIM]
+        many = len(self._since) > _TOPICS
+        topics = [topic for topic, count in self._since.items() if count >= _TRIM or many]
         if topics:
             for topic in topics:
-                del since[topic]
+                del self._since[topic]
             with contextlib.suppress(StoreError):  # whoever stores the next one is told
                 log_dropped(self._loop, self.counts, store.trim(topics))
 
@@ -214,6 +221,10 @@ class Notifier:
     def _log(self, level: int, text: str, *values: object) -> None:
         with contextlib.suppress(TransportClosed):
             self._loop.post(lambda _: LOG.log(level, text, *values))
+
+
+def defect(error: Exception) -> StoreError:
+    return StoreError(f"The store of notifications failed because of a defect: {error!r}")
 
 
 def log_dropped(loop: Loop, counts: Counter[str], dropped: Mapping[Topic, int]) -> None:

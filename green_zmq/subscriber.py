@@ -22,7 +22,7 @@ from green_zmq.descriptors import Wake, shortage
 from green_zmq.errors import OutOfDescriptors, StoreError, TransportClosed, WireError
 from green_zmq.loop import Loop
 from green_zmq.notifications import Consumer, Store, Taken, load, open_store
-from green_zmq.notifier import log_dropped
+from green_zmq.notifier import defect, log_dropped
 from green_zmq.routing import Topic
 
 LOG = logging.getLogger(__name__)
@@ -222,12 +222,12 @@ class Share:
                 store = open_store(self._subscriber.settings)
                 consumer = store.consume(self._topics, self._pool)
             except Exception as error:
-                began(error)
+                began(error if isinstance(error, StoreError) else defect(error))
                 return
             began(None)
             while not self._ending:
                 self._turn(store, consumer)
-            with contextlib.suppress(StoreError):  # then others take over what is still here
+            with contextlib.suppress(Exception):  # then others take over what is still here
                 self._collect(time.monotonic())
                 self._tell(consumer, inf)
                 consumer.close()
@@ -259,8 +259,8 @@ class Share:
                 due = min([self._trim_at, *(due for due, _ in self._requeued)])
                 consumer.wait(self._wake.fd, min(max(0.0, due - now), _LONGEST))
             self._sleeping = False
-        except StoreError as error:
-            self._heard(error)
+        except Exception as error:
+            self._heard(error if isinstance(error, StoreError) else defect(error))
             self._sleeping = False
             self._pause()
 

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.slow
 
 Place = Callable[..., Env]
 SECRET = "s3cret&pass"
-COMMANDS = (["ls"], ["topics"], ["sweep"], ["evict", "host"], ["figures"])
+COMMANDS = (
+    ["ls"], ["topics"], ["sweep"], ["evict", "host"], ["figures"],
+    *(["notifications", *words] for words in ([], ["dead"], ["put-back", "--all"], ["tail", "t"], ["publish", "t", "e"])),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

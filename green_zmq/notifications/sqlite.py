@@ -385,7 +385,7 @@ class SqliteConsumer:
         if now < min(self._renew_at, self._turn_at if most else inf) and (
             not most or (seen is not None and seen == self._seen)
         ):
-            return ()
+            return []
         with self._store.writing() as database:
             if self._renew_at <= now or self._opened != self._store.opened:
                 self._live(database, now)
