@@ -477,13 +477,23 @@ def test_wait_is_not_in_vain_when_there_is_more(opener: Opener, store: Store, to
 
 def test_room_may_shrink_while_waiting(opener: Opener, store: Store, topic: Topic, wake: int) -> None:
     """What is not wanted any more is for others."""
-    consumer, other = opener.consume(topic), opener.consume(topic)
+    consumer, other = opener.consume(topic, takeover=3600), opener.consume(topic, takeover=3600)
     assert not consumer.take(10)
     os.eventfd_write(wake, 1)
     consumer.wait(wake, 3600)
     assert not consumer.take(0)
     send(store, topic, *numbers(0, 10))
     assert sorted(bodies(take(other, 10))) == numbers(0, 10)
+
+
+def test_nothing_is_fetched_that_there_is_no_room_for(opener: Opener, store: Store, topic: Topic, wake: int) -> None:
+    consumer = opener.consume(topic, takeover=3600)
+    send(store, topic, b"0")
+    assert bodies(take(consumer, 1)) == [b"0"]
+    os.eventfd_write(wake, 1)
+    consumer.wait(wake, 3600)
+    send(store, topic, b"1")
+    assert bodies(take(opener.consume(topic, takeover=3600), 1)) == [b"1"]
 
 
 # Those that die.
@@ -584,6 +594,18 @@ def test_trim_counts_what_some_pool_had_not_processed(opener: Opener, topic: Top
     consumer.acknowledge(taken[2:3])
     slow.give_back(late[1:2], tried=True)
     assert not slow.take(10)
+    assert not consumer.take(10)
+
+
+def test_trim_counts_what_is_being_processed(opener: Opener, topic: Topic) -> None:
+    store = opener(messages=3)
+    consumer = opener.consume(topic)
+    send(store, topic, *numbers(0, 10))
+    taken = take(consumer, 10)
+    assert store.trim([topic]) == {topic: 7}
+    assert (state(store, topic).kept, state(store, topic).dropped) == (3, 7)
+    consumer.give_back(taken, tried=False)
+    assert sorted(bodies(take(consumer, 3))) == numbers(7, 10)
     assert not consumer.take(10)
 
 
