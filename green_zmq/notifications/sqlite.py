@@ -23,6 +23,7 @@ from typing import Final
 from green_zmq import executors
 from green_zmq.config import Settings
 from green_zmq.database import NewerSchema, connect, transaction
+from green_zmq.descriptors import Wake
 from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import StoreError
 from green_zmq.notifications.base import Dead, Pool, State, Taken
@@ -110,8 +111,8 @@ class _Memory:
         self.pid = os.getpid()
         self.place = f"file:green_zmq-notifications-{self.pid}?mode=memory&cache=shared"
         self.keep = sqlite3.connect(self.place, uri=True, check_same_thread=False)
-        # Eventfds of those that wait for news.
-        self.news: set[int] = set()
+        # What wakes those that wait for news, by the descriptor.
+        self.news: dict[int, Wake] = {}
 
 
 _memory: _Memory | None = None
@@ -201,8 +202,9 @@ class SqliteStore:
             self._follow()
             with transaction(self._database, self._sleep):
                 yield self._database
-        for news in _memory.news if self._path is None and _memory is not None else ():
-            os.eventfd_write(news, 1)
+        if self._path is None and _memory is not None:
+            for wake in list(_memory.news.values()):
+                wake()
 
     def pool(self, topic: Topic, name: str) -> int:
         """Its id; it begins here if it is new."""
@@ -312,9 +314,9 @@ class SqliteStore:
         """
         with self._errors("watched"):
             if self._path is None and _memory is not None:
-                news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                _memory.news.add(news)
-                return news
+                wake = Wake()
+                _memory.news[wake.fd] = wake
+                return wake.fd
             news = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if news >= 0 and _libc.inotify_add_watch(news, os.fsencode(f"{self._path}-wal"), _IN_MODIFY | _IN_ATTRIB) < 0:
                 close(news)
@@ -322,9 +324,9 @@ class SqliteStore:
             return int(news)
 
     def unwatch(self, news: int) -> None:
-        if news >= 0:
-            if _memory is not None:
-                _memory.news.discard(news)
+        if self._path is None and _memory is not None:
+            _memory.news.pop(news, None)
+        elif news >= 0:
             close(news)
 
     def version(self) -> object:
