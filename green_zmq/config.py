@@ -280,7 +280,7 @@ class Settings:
     @property
     def store_place(self) -> str:
         """Where notifications are, for messages."""
-        return f"in {self.redis}" if self.redis else str(self.notification_path) if self.directory == "sqlite" else "in memory"
+        return f"in {self.redis or (self.notification_path if self.directory == 'sqlite' else 'memory')}"
 
     @property
     def directory_place(self) -> str:

@@ -179,7 +179,7 @@ class Notifier:
     def _open(self) -> Store:
         reason = shortage()  # libraries do not say that, or end the process
         if reason:
-            raise StoreError(f"The notifications in {self._settings.store_place} cannot be stored: {reason}.")
+            raise StoreError(f"The notifications {self._settings.store_place} cannot be stored: {reason}.")
         return open_store(self._settings)
 
     def _stored(self, batch: list[_Unstored]) -> None:

@@ -84,6 +84,12 @@ create table dead (
     body blob not null
 );
 """
+_ANY: Final = """
+select exists (select 1 from consumers c join pools p on p.id = c.pool join topics t on t.id = p.topic
+               where c.consumer = :me and t.last > p.last)
+    or exists (select 1 from consumers c join taken t using (pool) where c.consumer = :me and not t.held)
+    or not exists (select 1 from consumers where consumer = :me)
+"""
 # What is written to the log is carried over to the file itself, which waits for the disk, after 8,000 pages of 4 KiB.
 _SETUP: Final = "pragma synchronous = normal; pragma wal_autocheckpoint = 8000;"
 # Of the schema, kept in the file as its user_version.
@@ -301,7 +307,7 @@ class SqliteStore:
             self._database = connect(place, _SCHEMA, _VERSION, self._sleep, setup=_SETUP)
         except NewerSchema as error:
             raise StoreError(
-                f"The notifications in {self._place} were stored by a newer release of green_zmq (schema {error.version}, ours "
+                f"The notifications {self._place} were stored by a newer release of green_zmq (schema {error.version}, ours "
                 f"{_VERSION}); upgrade this one, or set notification_path to another file."
             ) from None
         self.opened += 1
@@ -337,6 +343,16 @@ class SqliteStore:
         except (sqlite3.Error, OSError):
             return None  # whoever uses it now gets the error
 
+    def has_any(self, consumer: bytes) -> bool:
+        """Whether there may be something that it can take. Most of what others write is not: that they live, say."""
+        try:
+            if self._path is None or self._path.stat().st_ino != self._file:
+                return True  # in memory, who reads keeps others from writing
+            (found,) = self._database.execute(_ANY, {"me": consumer}).fetchone()
+        except (sqlite3.Error, OSError):
+            return True  # whoever takes it now waits, or gets the error
+        return bool(found)
+
     def _follow(self) -> None:
         """If somebody removed the file, go on with the one that is there now, as whoever starts does."""
         if self._path is None:
@@ -356,7 +372,7 @@ class SqliteStore:
             advice = "check its folder's permissions and space, or set notification_path to a file that can be written"
             if "not a database" in str(error) or "malformed" in str(error) or "no such" in str(error):
                 advice = "it is damaged or none of ours: remove it, or set notification_path to another file"
-            raise StoreError(f"The notifications in {self._place} cannot be {done} ({error}); {advice}.") from error
+            raise StoreError(f"The notifications {self._place} cannot be {done} ({error}); {advice}.") from error
 
 
 class SqliteConsumer:
@@ -384,9 +400,7 @@ class SqliteConsumer:
         self._wanted = most > 0
         self._forget_news()
         seen = self._store.version()
-        if now < min(self._renew_at, self._turn_at if most else inf) and (
-            not most or (seen is not None and seen == self._seen)
-        ):
+        if not self._is_due(most, now, seen):
             return []
         with self._store.writing() as database:
             if self._renew_at <= now or self._opened != self._store.opened:
@@ -437,6 +451,17 @@ class SqliteConsumer:
         with self._store.writing() as database:
             database.execute("update taken set consumer = null, tries = tries - held, held = 0 where consumer = ?", (self._id,))
             database.execute("delete from consumers where consumer = ?", (self._id,))
+
+    def _is_due(self, most: int, now: float, seen: object) -> bool:
+        """Whether there may be something to do. It seldom is wrong, and keeps nobody from writing."""
+        if self._renew_at <= now or (most and self._turn_at <= now):
+            return True
+        if not most or (seen is not None and seen == self._seen):
+            return False
+        if self._store.has_any(self._id):
+            return True
+        self._seen = seen
+        return False
 
     def _live(self, database: sqlite3.Connection, now: float) -> None:
         """Say that this consumer lives, and see who does not."""
