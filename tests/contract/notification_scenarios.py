@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -388,7 +389,7 @@ def fork_and(doing: list[str], url: str = "", topic: str = "", values: list[Any]
 
 
 def send_unserialisable(url: str, topic: str) -> None:
-    send(url, topic, [models])
+    send(url, topic, [threading.Lock()])
 
 
 def fork_to_send(url: str, topic: str, values: list[Any], go: str, done: str) -> None:
@@ -408,4 +409,4 @@ def fork_to_send(url: str, topic: str, values: list[Any], go: str, done: str) ->
 
 
 def remount(folder: str, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True, stdin=subprocess.DEVNULL)
