@@ -9,7 +9,7 @@ import os
 import select
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, MutableSequence
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import Final
 
@@ -29,9 +29,10 @@ _MOST: Final = 256
 _MOST_BYTES: Final = 16 << 20
 # A store that fails is tried again after so many seconds at first, and at last.
 _AGAIN: Final = (0.1, 5.0)
-# After so many messages to a topic it is looked whether some of it is to go.
+# After the first message to a topic it is looked whether some of it is to go, since many a process sends no more; then after so
+# many.
 _TRIM: Final = 100
-# Of more topics it is not remembered how many they had: all are looked at.
+# Of more topics it is not remembered how many they had.
 _TOPICS: Final = 1000
 
 
@@ -84,7 +85,7 @@ class Notifier:
         # For the native thread alone: its store, whether that fails, and how many messages each topic had since it was trimmed.
         self._store: Store | None = None
         self._failing = False
-        self._since: Counter[Topic] = Counter()
+        self._since: dict[Topic, int] = {}
 
     # For all threads.
 
@@ -108,11 +109,15 @@ class Notifier:
         wake = self._wake or self._begin()
         self._new.append(message)
         if self._closed:
-            self._refuse(self._new)
+            self._refuse(_taken_out(self._new))
         elif self._sleeping:
             self._sleeping = False
             wake()
-        message.event.wait()
+        try:
+            message.event.wait()
+        except BaseException:  # this thread was killed, or waits no longer: who sent it takes it for not sent
+            message.waits = False
+            raise
         if message.error is not None:
             raise message.error
 
@@ -120,7 +125,7 @@ class Notifier:
         """What is not stored now never is."""
         self._closed = True
         if self._wake is None:
-            self._refuse(self._new)
+            self._refuse(_taken_out(self._new))
         else:
             self._wake()
 
@@ -143,9 +148,8 @@ class Notifier:
         poll = self._loop.model.native_poll()
         poll.register(self._wake.fd, select.POLLIN)
         while True:
-            while self._new:
-                waiting.append(self._new.popleft())
             closed, now = self._closed, time.monotonic()
+            waiting = [message for message in (*waiting, *_taken_out(self._new)) if message.waits]
             batch = _batch(waiting, inf if closed else now)
             if batch:
                 self._attempt(batch, now)
@@ -162,7 +166,7 @@ class Notifier:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake.fd)
         self._refuse(waiting)
-        self._refuse(self._new)
+        self._refuse(_taken_out(self._new))
         if self._store is not None:
             self._store.close()
 
@@ -185,7 +189,7 @@ class Notifier:
     def _stored(self, batch: list[_Unstored]) -> None:
         self.counts["notifications stored"] += len(batch)
         for message in batch:
-            self._since[message.topic] += 1
+            self._since[message.topic] = self._since.get(message.topic, _TRIM) + 1
             message.end()
         if self._failing:
             self._failing = False
@@ -202,17 +206,16 @@ class Notifier:
 
     def _trim(self, store: Store) -> None:
         """Look whether something is to go, of topics that had many messages since."""
-        many = len(self._since) > _TOPICS
-        topics = [topic for topic, count in self._since.items() if count >= _TRIM or many]
+        topics = [topic for topic, count in self._since.items() if count >= _TRIM]
         if topics:
-            for topic in topics:
-                del self._since[topic]
+            self._since.update(dict.fromkeys(topics, 0))
+            if len(self._since) > _TOPICS:
+                self._since.clear()
             with contextlib.suppress(StoreError):  # whoever stores the next one is told
                 log_dropped(self._loop, self.counts, store.trim(topics))
 
-    def _refuse(self, messages: MutableSequence[_Unstored]) -> None:
-        while messages:
-            message = messages.pop()
+    def _refuse(self, messages: Iterable[_Unstored]) -> None:
+        for message in messages:
             if message.waits:
                 message.end(
                     TransportClosed(f"The notification to {message.topic.name} was not stored: the transport was closed.")
@@ -240,6 +243,13 @@ def _log_dropped(values: tuple[int, str, str]) -> None:
         "dropped %d notifications of exchange '%s' to %s that were not processed, but older than notification_age or too many "
     )
     LOG.error(text + "for notification_messages; green-zmq notifications tells who lags behind", *values)
+
+
+def _taken_out(messages: deque[_Unstored]) -> Iterator[_Unstored]:
+    """All, each of which is for whoever takes it out first: at the end several threads do."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield messages.popleft()
 
 
 def _batch(waiting: Iterable[_Unstored], now: float) -> list[_Unstored]:
