@@ -102,7 +102,11 @@ class NotificationListener(base.Listener):
         super().start(on_incoming_callback)
         share = Share(self._subscriber, self, self._topics, self._pool)
         self._share = share  # before it begins: it may take something at once
-        self._subscriber.start(self, share)
+        try:
+            self._subscriber.start(self, share)
+        except TransportClosed:  # it never begins, so nobody is to wait for its end
+            self._share = None
+            raise
 
     def stop(self) -> None:
         """Take nothing more, and give back what was not handed over. What was is processed, and acknowledged."""
@@ -255,7 +259,7 @@ class Share:
                 log_dropped(self._subscriber.loop, self._subscriber.counts, store.trim(self._topics))
             self._heard(None)
             self._sleeping = True
-            if not self._settled and not self._ending:
+            if not self._settled and not self._aside and not self._ending:
                 due = min([self._trim_at, *(due for due, _ in self._requeued)])
                 consumer.wait(self._wake.fd, min(max(0.0, due - now), _LONGEST))
             self._sleeping = False

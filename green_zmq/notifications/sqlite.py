@@ -502,25 +502,25 @@ class SqliteConsumer:
     def _give_out(self, database: sqlite3.Connection, most: int, now: float) -> None:
         """New messages to all consumers of the pool in turn."""
         news = database.execute(
-            "select p.id, p.topic, p.last, p.turn from consumers c join pools p on p.id = c.pool "
+            "select p.id, p.topic, p.last, p.turn, t.last from consumers c join pools p on p.id = c.pool "
             "join topics t on t.id = p.topic where c.consumer = ? and t.last > p.last",
             (self._id,),
         ).fetchall()
-        for pool, topic, last, turn in news:
+        for pool, topic, last, turn, latest in news:
             consumers = database.execute("select consumer from consumers where pool = ? order by consumer", (pool,)).fetchall()
             count = len(consumers)
             rows = database.execute(
-                "select number, only from messages where topic = ? and number > ? order by number limit ?",
-                (topic, last, most * count),
+                "select number from messages where topic = ? and number > ? and (only is null or only = ?) "
+                "order by number limit ?",
+                (topic, last, pool, most * count),
             ).fetchall()
-            numbers = [number for number, only in rows if only in (None, pool)]
             database.executemany(
                 "insert into taken values (?, ?, ?, 0, ?, 0)",
-                [(pool, number, *consumers[(turn + i) % count], now) for i, number in enumerate(numbers)],
+                [(pool, number, *consumers[(turn + i) % count], now) for i, (number,) in enumerate(rows)],
             )
             database.execute(
                 "update pools set last = ?, turn = ? where id = ?",
-                (rows[-1][0] if rows else last, (turn + len(numbers)) % count, pool),
+                (rows[-1][0] if len(rows) == most * count else latest, (turn + len(rows)) % count, pool),
             )
 
     def _done(self, database: sqlite3.Connection, messages: Collection[Taken]) -> None:
