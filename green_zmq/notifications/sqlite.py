@@ -4,7 +4,8 @@
 What was stored survives the end of any process at once, and that of the machine from the next checkpoint on.
 
 New messages are given to the consumers of a pool in turn, by whichever of them looks first: each has a row in ``taken`` that
-says whose it is. What a consumer has no room for is left to the others after a moment.
+says whose it is. What a consumer has no room for is left to the others after a moment. What one gives back after it has tried
+it is the next one's turn: else it, which is awake, would always be the first to take it again.
 """
 
 from __future__ import annotations
@@ -415,10 +416,16 @@ class SqliteConsumer:
             self._done(database, messages)
 
     def give_back(self, messages: Collection[Taken], *, tried: bool) -> None:
+        now = time.monotonic()
         with self._store.writing() as database:
             database.executemany(
-                "update taken set consumer = null, held = 0, tries = tries - ? where pool = ? and number = ? and consumer = ?",
-                [(not tried, *self._key(message), self._id) for message in messages],
+                "update taken set consumer = iif(:tried, (select consumer from consumers c where c.pool = taken.pool "
+                "and consumer <> :me order by consumer < :me, consumer limit 1), null), since = iif(:tried, :now, since), held = 0, "
+                "tries = tries - not :tried where pool = :pool and number = :number and consumer = :me",
+                [
+                    {"tried": tried, "me": self._id, "now": now, "pool": pool, "number": number}
+                    for pool, number in map(self._key, messages)
+                ],
             )
         self._seen = None
 

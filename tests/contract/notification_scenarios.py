@@ -135,12 +135,10 @@ def listen(
     endpoints = [_at_priorities(endpoint, priorities or list(PRIORITIES), in_batches=size != 0)]
     how = {"executor": EXECUTORS[models.name], "allow_requeue": requeue, "pool": pool}
     if size:
-        create = getattr(green_zmq, "get_batch_notification_listener", None)
-        if create is None:
-            create = oslo_messaging.get_batch_notification_listener
-            how["executor"] = None if models.name == "gevent" else how["executor"]
         most = None if size < 0 else size
-        created = create(transport(url, tag), targets, endpoints, batch_size=most, batch_timeout=timeout, **how)
+        created = green_zmq.get_batch_notification_listener(
+            transport(url, tag), targets, endpoints, batch_size=most, batch_timeout=timeout, **how
+        )
     else:
         created = green_zmq.get_notification_listener(transport(url, tag), targets, endpoints, **how)
     assert label not in _listeners
