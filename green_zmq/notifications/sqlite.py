@@ -420,8 +420,8 @@ class SqliteConsumer:
         with self._store.writing() as database:
             database.executemany(
                 "update taken set consumer = iif(:tried, (select consumer from consumers c where c.pool = taken.pool "
-                "and consumer <> :me order by consumer < :me, consumer limit 1), null), since = iif(:tried, :now, since), held = 0, "
-                "tries = tries - not :tried where pool = :pool and number = :number and consumer = :me",
+                "and consumer <> :me order by consumer < :me, consumer limit 1), null), since = iif(:tried, :now, since), "
+                "held = 0, tries = tries - not :tried where pool = :pool and number = :number and consumer = :me",
                 [
                     {"tried": tried, "me": self._id, "now": now, "pool": pool, "number": number}
                     for pool, number in map(self._key, messages)
