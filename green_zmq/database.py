@@ -4,16 +4,81 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from time import monotonic
+from types import TracebackType
 from typing import Final
+
+from green_zmq.executors.base import Model
 
 # How long what writes waits for those of other processes, seconds.
 PATIENCE: Final = 5.0
 # An attempt is made again after this time at first, and after this time at last, seconds. SQLite's own waiting begins with a
 # millisecond, in which others could write twenty times.
 _NAPS: Final = (0.00005, 0.002)
+
+
+class Use:
+    """Is entered by whoever uses SQLite. A fork waits until nobody does, and closes the files.
+
+    SQLite remembers what its process has locked, of each file, and a forked child would rely on that: it would wait for ever
+    for what a thread of its parent had locked just then, or lock nothing, and write to files that others take for abandoned
+    (https://sqlite.org/howtocorrupt.html, 2.6).
+
+    :ivar files: the connections that a fork closes.
+    :ivar forked: whether it has; whoever uses them next must open them again.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.files: list[sqlite3.Connection] = []
+        self.forked = False
+        self.lock = model.native_lock()
+        key = id(self)
+        _uses[key] = weakref.ref(self, lambda _: _uses.pop(key, None))
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: TracebackType | BaseException | type[BaseException] | None) -> None:
+        self.lock.release()
+
+    def opened(self, *files: sqlite3.Connection) -> None:
+        self.files = list(files)
+        self.forked = False
+
+    def close(self) -> None:
+        """Its lock must be held."""
+        self.forked = True
+        while self.files:
+            with contextlib.suppress(sqlite3.Error):
+                self.files.pop().close()
+
+
+_uses: dict[int, weakref.ref[Use]] = {}
+# What those have entered who fork at this moment.
+_held: dict[int, list[Use]] = {}
+
+
+def _before_fork() -> None:
+    held = _held[get_ident()] = []
+    # While one is waited for, others may begin.
+    while more := [use for ref in list(_uses.values()) if (use := ref()) is not None and use not in held]:
+        for use in more:
+            use.lock.acquire()
+            held.append(use)
+            use.close()
+
+
+def _after_fork() -> None:
+    for use in _held.pop(get_ident(), ()):
+        use.lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 class NewerSchema(Exception):

@@ -92,6 +92,7 @@ class Engine:
         """In a forked child: it is the parent's."""
         self.over = True
         self._loop.abandon()
+        self.subscriber.abandon()
 
     def counts(self) -> dict[str, int]:
         """Everything that is counted, by what it is; from any thread."""

@@ -216,6 +216,11 @@ class Share:
             self._sleeping = False
             self._wake()
 
+    def abandon(self) -> None:
+        """In a forked child: the thread is the parent's, and so is what it has."""
+        self._sleeping = False
+        self._over = True
+
     # For its own. It must not log: a handler's lock may be a green one, of another thread's hub.
 
     def work(self, began: Callable[[Exception | None], None]) -> None:
@@ -396,6 +401,11 @@ class Subscriber:
         :raises TransportClosed: the transport was closed.
         """
         self.loop.post(self._call, fn)
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        for share in self._shares:
+            share.abandon()
 
     # For the loop's thread.
 

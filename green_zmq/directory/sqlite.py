@@ -13,13 +13,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from green_zmq import executors
 from green_zmq.config import Settings
-from green_zmq.database import PATIENCE, NewerSchema, connect, transaction
+from green_zmq.database import PATIENCE, NewerSchema, Use, connect, transaction
 from green_zmq.directory.base import Listing, Stale
 from green_zmq.directory.processes import boot_id, known_to_run, process_id, runs
 from green_zmq.errors import DirectoryError
@@ -53,10 +53,13 @@ _SELECT: Final = "select n.instance, n.record, n.process, l.{} from nodes n join
 
 
 class SqliteDirectory:
-    def __init__(self, path: Path, expire: float, sleep: Callable[[float], None]) -> None:
+    def __init__(self, path: Path, expire: float, model_name: str) -> None:
         self._path = path
         self._expire = expire
-        self._sleep = sleep
+        model = executors.load(model_name)
+        self._sleep = model.native_sleep
+        # The latter is for the one connection that never waits, and whose user must not wait for the others.
+        self._use, self._watching = Use(model), Use(model)
         self._followed = -expire
         with self._errors("opened"):
             self._boot = boot_id()
@@ -71,7 +74,10 @@ class SqliteDirectory:
     def _open(self) -> None:
         self._database = self._connect()
         # Its data_version changes when another connection writes, also the one above. It must never wait.
-        self._watch = self._connect(patience=0)
+        with self._watching:
+            self._watch = self._connect(patience=0)
+            self._watching.opened(self._watch)
+        self._use.opened(self._database)
         self._file = self._path.stat().st_ino
 
     def _connect(self, patience: float = PATIENCE) -> sqlite3.Connection:
@@ -86,10 +92,7 @@ class SqliteDirectory:
     def announce(self, node: Node, listeners: Collection[tuple[Topic, str]]) -> None:
         now = time.monotonic()
         record = json.dumps({k: v for k, v in node._asdict().items() if k != "instance"})
-        with self._errors("written"):
-            self._follow()
-        database = self._database
-        with self._errors("written"), transaction(database, self._sleep):
+        with self._errors("written"), self._writing() as database:
             old = database.execute(f"{_LIVES} where expires <= ? or boot <> ?", (now, self._boot)).fetchall()
             dead = [(instance,) for instance, *life in old if self._is_dead(life, now)]
             database.executemany("delete from nodes where instance = ?", dead)
@@ -165,7 +168,8 @@ class SqliteDirectory:
         try:
             if self._path.stat().st_ino != self._file:
                 return None
-            version = self._watch.execute("pragma data_version").fetchone()
+            with self._watching:
+                version = self._watch.execute("pragma data_version").fetchone()
         except (sqlite3.Error, OSError):
             return None  # whoever looks up now gets the error
         seen, self._seen = self._seen, version
@@ -175,8 +179,9 @@ class SqliteDirectory:
         os.eventfd_read(wake)
 
     def close(self) -> None:
-        self._database.close()
-        self._watch.close()
+        with self._use, self._watching:
+            self._database.close()
+            self._watch.close()
 
     def _is_dead(self, life: Sequence[Any], now: float) -> bool:
         process, boot, expires = life
@@ -184,15 +189,24 @@ class SqliteDirectory:
 
     def _follow(self) -> None:
         """If somebody removed the file, go on with the one that is there now, as whoever starts does."""
+        same = False
         with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._file:
-                return
+            same = self._path.stat().st_ino == self._file
+        if same and not self._use.forked:
+            return
         old, watch = self._database, self._watch
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._followed = time.monotonic()
+        if not same:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._followed = time.monotonic()
         self._open()
         old.close()
         watch.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._follow()
+        with transaction(self._database, self._sleep):
+            yield self._database
 
     @staticmethod
     def _node(instance: bytes, record: str) -> Node:
@@ -202,7 +216,8 @@ class SqliteDirectory:
     @contextlib.contextmanager
     def _errors(self, done: str) -> Iterator[None]:
         try:
-            yield
+            with self._use:
+                yield
         except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
             if (
                 "not a database" in str(error)
@@ -216,4 +231,4 @@ class SqliteDirectory:
 
 
 def open_directory(settings: Settings) -> SqliteDirectory:
-    return SqliteDirectory(settings.directory_path, settings.expire, executors.load(settings.model).native_sleep)
+    return SqliteDirectory(settings.directory_path, settings.expire, settings.model)

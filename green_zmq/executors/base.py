@@ -21,6 +21,14 @@ class Event(Protocol):
     def wait(self) -> None: ...
 
 
+class Lock(Protocol):
+    """As ``threading.Lock``."""
+
+    def acquire(self) -> bool: ...
+
+    def release(self) -> None: ...
+
+
 class Poller(Protocol):
     """Lets a loop wait for its sockets. Made and used in the thread of that loop; only :meth:`wake` is for all.
 
@@ -67,6 +75,9 @@ class Model(Protocol):
 
     def start_native(self, fn: Callable[[], None]) -> None:
         """Run a function that may block in a native thread of its own."""
+
+    def native_lock(self) -> Lock:
+        """Excludes native threads from one another; one that waits for it keeps its green threads waiting."""
 
     def native_poll(self) -> select.poll:
         """For a native thread to wait with: patching takes it away from the module ``select``."""

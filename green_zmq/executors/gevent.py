@@ -199,6 +199,7 @@ def start_native(fn: Callable[[], None]) -> None:
     _start_new_thread(run, ())
 
 
+native_lock = _allocate_lock
 native_poll = gevent.monkey.get_original("select", "poll")
 native_sleep = gevent.monkey.get_original("time", "sleep")
 

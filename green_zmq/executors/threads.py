@@ -81,6 +81,7 @@ def start_native(fn: Callable[[], None]) -> None:
     threading.Thread(target=fn, name="green_zmq directory", daemon=True).start()
 
 
+native_lock = threading.Lock
 native_poll = select.poll
 native_sleep = time.sleep
 

@@ -23,7 +23,7 @@ from typing import Final
 
 from green_zmq import executors
 from green_zmq.config import Settings
-from green_zmq.database import NewerSchema, connect, transaction
+from green_zmq.database import NewerSchema, Use, connect, transaction
 from green_zmq.descriptors import Wake
 from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import StoreError
@@ -134,10 +134,13 @@ class SqliteStore:
         self._place = settings.store_place
         model = executors.load(settings.model)
         self._sleep, self.poll = model.native_sleep, model.native_poll
-        if self._path is None and (_memory is None or _memory.pid != os.getpid()):  # a parent's messages are not its child's
-            _memory = _Memory()
+        self._use = Use(model)
         self.opened = 0
-        with self._errors("opened"):
+        with self._errors("opened"), self._use:
+            if self._path is None and (
+                _memory is None or _memory.pid != os.getpid()
+            ):  # a parent's messages are not its child's
+                _memory = _Memory()
             self.boot = boot_id()
             self._open()
 
@@ -198,14 +201,15 @@ class SqliteStore:
             return str(last), [body for (body,) in rows]
 
     def close(self) -> None:
-        self._database.close()
+        with self._use:
+            self._database.close()
 
     # For the consumer.
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction."""
-        with self._errors("used"):
+        with self._errors("used"), self._use:
             self._follow()
             with transaction(self._database, self._sleep):
                 yield self._database
@@ -311,6 +315,7 @@ class SqliteStore:
                 f"The notifications {self._place} were stored by a newer release of green_zmq (schema {error.version}, ours "
                 f"{_VERSION}); upgrade this one, or set notification_path to another file."
             ) from None
+        self._use.opened(*() if self._path is None else (self._database,))
         self.opened += 1
         self._file = self._path and self._path.stat().st_ino
 
@@ -340,7 +345,8 @@ class SqliteStore:
         """Differs if anybody else has written; None if that cannot be told."""
         try:
             file = self._path and self._path.stat().st_ino
-            return file, self._database.execute("pragma data_version").fetchone()
+            with self._use:
+                return file, self._database.execute("pragma data_version").fetchone()
         except (sqlite3.Error, OSError):
             return None  # whoever uses it now gets the error
 
@@ -349,17 +355,18 @@ class SqliteStore:
         try:
             if self._path is None or self._path.stat().st_ino != self._file:
                 return True  # in memory, who reads keeps others from writing
-            (found,) = self._database.execute(_ANY, {"me": consumer}).fetchone()
+            with self._use:
+                (found,) = self._database.execute(_ANY, {"me": consumer}).fetchone()
         except (sqlite3.Error, OSError):
             return True  # whoever takes it now waits, or gets the error
         return bool(found)
 
     def _follow(self) -> None:
-        """If somebody removed the file, go on with the one that is there now, as whoever starts does."""
+        """If somebody removed the file, go on with the one that is there now, as whoever starts does. A fork closes it."""
         if self._path is None:
             return
         with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_ino == self._file:
+            if not self._use.forked and self._path.stat().st_ino == self._file:
                 return
         old = self._database
         self._open()
