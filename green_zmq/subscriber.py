@@ -300,13 +300,15 @@ class Share:
             self._held -= len(self._aside)
             self._aside = []
         due = [taken for at, taken in self._requeued if at <= now]
-        for messages, tried in ((due, True), (self._untried, False)):
-            if messages:
-                consumer.give_back(messages, tried=tried)
-                self._held -= len(messages)
-        counts["notifications requeued"] += len(due)
-        self._requeued = [(at, taken) for at, taken in self._requeued if at > now]
-        self._untried = []
+        if due:
+            consumer.give_back(due, tried=True)
+            counts["notifications requeued"] += len(due)
+            self._held -= len(due)
+            self._requeued = [(at, taken) for at, taken in self._requeued if at > now]
+        if self._untried:
+            consumer.give_back(self._untried, tried=False)
+            self._held -= len(self._untried)
+            self._untried = []
 
     def _take(self, consumer: Consumer) -> None:
         # By halves of the window: a few at a time would cost as much each time. What waits to be given back stands in nobody's
