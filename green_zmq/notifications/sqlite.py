@@ -112,14 +112,27 @@ _IN_MODIFY, _IN_ATTRIB = 0x2, 0x4
 
 
 class _Memory:
-    """What the stores in memory of a process have in common: it lasts for as long as the process does."""
+    """What the stores in memory of a process share: it lasts for as long as the process does.
 
-    def __init__(self) -> None:
+    :ivar writes: how many there were.
+    :ivar news: of those that wait for news, by their descriptors.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        model = executors.load(model_name)
         self.pid = os.getpid()
-        self.place = f"file:green_zmq-notifications-{self.pid}?mode=memory&cache=shared"
-        self.keep = sqlite3.connect(self.place, uri=True, check_same_thread=False)
-        # What wakes those that wait for news, by the descriptor.
+        self.use = Use(model)
+        self.database = connect(":memory:", _SCHEMA, _VERSION, model.native_sleep, setup=_SETUP)
+        self.writes = 0
         self.news: dict[int, Wake] = {}
+
+    @staticmethod
+    def of_process(model: str) -> _Memory:
+        global _memory
+        with executors.load(model).LOCK:
+            if _memory is None or _memory.pid != os.getpid():  # a parent's messages are not its child's
+                _memory = _Memory(model)
+            return _memory
 
 
 _memory: _Memory | None = None
@@ -128,19 +141,16 @@ _memory: _Memory | None = None
 class SqliteStore:
     def __init__(self, settings: Settings) -> None:
         """:raises StoreError: it cannot be opened."""
-        global _memory
         self.bounds = settings.bounds
         self._path = None if settings.directory == "memory" else settings.notification_path
         self._place = settings.store_place
         model = executors.load(settings.model)
         self._sleep, self.poll = model.native_sleep, model.native_poll
-        self._use = Use(model)
+        self._memory = _Memory.of_process(settings.model) if self._path is None else None
+        self._use = Use(model) if self._memory is None else self._memory.use
+        self._writes = 0
         self.opened = 0
         with self._errors("opened"), self._use:
-            if self._path is None and (
-                _memory is None or _memory.pid != os.getpid()
-            ):  # a parent's messages are not its child's
-                _memory = _Memory()
             self.boot = boot_id()
             self._open()
 
@@ -201,8 +211,9 @@ class SqliteStore:
             return str(last), [body for (body,) in rows]
 
     def close(self) -> None:
-        with self._use:
-            self._database.close()
+        if self._memory is None:
+            with self._use:
+                self._database.close()
 
     # For the consumer.
 
@@ -213,8 +224,11 @@ class SqliteStore:
             self._follow()
             with transaction(self._database, self._sleep):
                 yield self._database
-        if self._path is None and _memory is not None:
-            for wake in list(_memory.news.values()):
+            if self._memory is not None:
+                self._writes += 1
+                self._memory.writes += 1
+        if self._memory is not None:
+            for wake in list(self._memory.news.values()):
                 wake()
 
     def pool(self, topic: Topic, name: str) -> int:
@@ -305,19 +319,22 @@ class SqliteStore:
         return State(topic, kept, oldest, dropped, pools)
 
     def _open(self) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place = str(self._path) if _memory is None or self._path is not None else _memory.place
+        if self._path is None:
+            assert self._memory is not None
+            self._database = self._memory.database
+            self.opened = 1
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._database = connect(place, _SCHEMA, _VERSION, self._sleep, setup=_SETUP)
+            self._database = connect(str(self._path), _SCHEMA, _VERSION, self._sleep, setup=_SETUP)
         except NewerSchema as error:
             raise StoreError(
                 f"The notifications {self._place} were stored by a newer release of green_zmq (schema {error.version}, ours "
                 f"{_VERSION}); upgrade this one, or set notification_path to another file."
             ) from None
-        self._use.opened(*() if self._path is None else (self._database,))
+        self._use.opened(self._database)
         self.opened += 1
-        self._file = self._path and self._path.stat().st_ino
+        self._file = self._path.stat().st_ino
 
     def watch(self) -> int:
         """A descriptor that can be read whenever there may be news; -1: the kernel cannot tell.
@@ -325,9 +342,9 @@ class SqliteStore:
         :raises StoreError: this process is out of descriptors.
         """
         with self._errors("watched"):
-            if self._path is None and _memory is not None:
+            if self._memory is not None:
                 wake = Wake()
-                _memory.news[wake.fd] = wake
+                self._memory.news[wake.fd] = wake
                 return wake.fd
             news = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if news >= 0 and _libc.inotify_add_watch(news, os.fsencode(f"{self._path}-wal"), _IN_MODIFY | _IN_ATTRIB) < 0:
@@ -336,13 +353,15 @@ class SqliteStore:
             return int(news)
 
     def unwatch(self, news: int) -> None:
-        if self._path is None and _memory is not None:
-            _memory.news.pop(news, None)
+        if self._memory is not None:
+            self._memory.news.pop(news, None)
         elif news >= 0:
             close(news)
 
     def version(self) -> object:
         """Differs if anybody else has written; None if that cannot be told."""
+        if self._memory is not None:
+            return self._memory.writes - self._writes
         try:
             file = self._path and self._path.stat().st_ino
             with self._use:
