@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import oslo_messaging
+from futurist._thread import ThreadWorker
 from oslo_config import cfg
 from oslo_messaging.notify import notifier
 from oslo_messaging.notify.dispatcher import PRIORITIES
@@ -283,6 +284,7 @@ def send_until(url: str, topic: str, name: str, path: str) -> int:
     number = 0
     while not Path(path).exists():
         send(url, topic, [f"{name}-{number}"])
+        models.sleep(0.005)
         number += 1
     return number
 
@@ -331,6 +333,11 @@ def transports(url: str, topic: str, count: int) -> None:
         wait_until(lambda: _listeners[tag][1].seen, 60)  # noqa: B023 (it is over before the next)
         end(tag)
         scenarios._transports.pop((url, tag)).cleanup()
+
+
+def executor_threads() -> list[int]:
+    """Those of oslo.messaging's servers, which look whether they are to end."""
+    return [thread.native_id for thread in threading.enumerate() if isinstance(thread, ThreadWorker) and thread.native_id]
 
 
 def native_threads() -> int:
