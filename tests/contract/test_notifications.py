@@ -24,6 +24,9 @@ from green_zmq import config, notifications
 from green_zmq.notifications import Pool, State, Store
 from tests.contract.harness import GREEN, MODELS, ROOT, Directory, Fleet, Raised, Worker, cpu_shares, following, wait_until
 
+# That the store follows a failover is tested with the stores.
+pytestmark = pytest.mark.no_sentinel
+
 Start = Callable[[str], Worker]
 
 # A machine that is busy with other things takes its time.
