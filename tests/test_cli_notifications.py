@@ -425,7 +425,7 @@ def test_publish_tries_again(tmp_path: Path) -> None:
         bad.unlink()
         out, err = publish.communicate(timeout=LIMIT)
         assert (publish.returncode, out) == (0, "")
-        assert err == f"green-zmq: Notifications {bad} can be stored again.\n"
+        assert err == f"green-zmq: Notifications in {bad} can be stored again.\n"
     assert listed(env)[0]["kept"] == 1
 
 

@@ -26,6 +26,8 @@ Figures = Callable[..., None]
 KILLS = 12
 # What was processed so long before its listener or the store was killed may not have been acknowledged, seconds.
 IN_WORK = 2.0
+# Until a process that is sent the signal is dead, seconds.
+DYING = 1.0
 # Until a dead listener is replaced by another, seconds.
 TAKEOVER = 3
 
@@ -143,6 +145,6 @@ def excused(
     for line in begun[:-1]:
         ended = ends.get((value, line.pid))
         moments = [killed.get(line.pid), *(at for at, _ in stores)]
-        if not any(m is not None and line.at <= m and (ended is None or m - IN_WORK <= ended) for m in moments):
+        if not any(m is not None and line.at <= m + DYING and (ended is None or m - IN_WORK <= ended) for m in moments):
             return False
     return True
