@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oslo_config import cfg
-from oslo_messaging.transport import TransportURL
 
-from green_zmq import config
 from green_zmq.config import Settings
 from green_zmq.directory import Directory, open_directory
 from green_zmq.errors import DirectoryError
 from green_zmq.routing import Entry, Node, Topic
 from tests.servers import RedisServer, SentinelCluster
+from tests.test_config import read
 
 fork = multiprocessing.get_context("fork")
 
@@ -47,9 +45,7 @@ def urls() -> Iterator[dict[str, str]]:
 
 
 def settings_of(url: str, path: Path, **changes: Any) -> Settings:
-    conf = cfg.ConfigOpts()
-    conf([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
-    settings = config.read(conf, TransportURL.parse(conf, url))
+    settings = read(url)
     return dataclasses.replace(settings, directory_path=path, **changes)
 
 

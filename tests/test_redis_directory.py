@@ -15,36 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oslo_config import cfg
-from oslo_messaging.transport import TransportURL
 
-from green_zmq import config
 from green_zmq.directory import Directory, open_directory
 from green_zmq.errors import DirectoryError
 from green_zmq.notifications import open_store
 from green_zmq.routing import Entry, Node, Topic
+from tests.contract.harness import wait_until
 from tests.servers import Certificates, Proxy, RedisServer, SentinelCluster
+from tests.test_config import read
 
 TOPIC = Topic("openstack", "compute")
 
 
 def connect(url: str, **options: Any) -> Directory:
-    conf = cfg.ConfigOpts()
-    conf([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return open_directory(config.read(conf, TransportURL.parse(conf, f"{url}?{query}")))
+    return open_directory(read(f"{url}?{query}"))
 
 
 def node(port: int = 5000, **fields: Any) -> Node:
     return Node(os.urandom(16), "127.0.0.1", port, "here", os.getpid(), "threads")._replace(**fields)
-
-
-def wait_for(condition: Callable[[], Any], limit: float = 20.0) -> Any:
-    end = time.monotonic() + limit
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-    return value
 
 
 def take_news(directory: Directory) -> None:
@@ -153,7 +142,7 @@ def test_nothing_is_left_by_who_stops_when_the_index_is_to_be_kept(redis: RedisS
     one = node()
     directory.announce(one, [(TOPIC, "s")])
     with redis.client() as client:
-        wait_for(lambda: client.pttl("green_zmq:members") < 2000)  # a period has gone by
+        wait_until(lambda: client.pttl("green_zmq:members") < 2000)  # a period has gone by
     directory.announce(one, [])
     directory.withdraw(one.instance)
     assert size(redis) == 0
@@ -165,7 +154,7 @@ def test_nothing_is_left_by_who_is_killed(redis: RedisServer, opened: Opener) ->
     assert size(redis) == 2
     with redis.client() as client:
         assert all(0 < client.pttl(key) <= 3000 for key in client.scan_iter())
-    wait_for(lambda: size(redis) == 0, 6)
+    wait_until(lambda: size(redis) == 0, 6)
 
 
 def test_who_is_killed_is_swept_by_another(redis: RedisServer, opened: Opener) -> None:
@@ -179,7 +168,7 @@ def test_who_is_killed_is_swept_by_another(redis: RedisServer, opened: Opener) -
         with redis.client() as client:
             return client.zcard("green_zmq:members") == 2  # a listener, and the epoch
 
-    wait_for(refreshed, 10)
+    wait_until(refreshed, 10)
     assert {entry.server for entry in short.look_up(TOPIC)} == {"stays"}
     assert short.sweep() == []
 
@@ -334,7 +323,7 @@ def test_keeping_the_index_is_done_by_one_of_all(redis: RedisServer, opened: Ope
     with Counted(redis) as counted:
         begin = time.monotonic()
         for period in range(1, periods + 1):
-            wait_for(lambda period=period: time.monotonic() >= begin + period)
+            wait_until(lambda period=period: time.monotonic() >= begin + period)
             for directory, one in zip(directories, nodes, strict=True):
                 take_news(directory)
                 directory.announce(one, [(TOPIC, "s")])
@@ -363,11 +352,11 @@ def test_what_is_forgotten_is_not_told_any_more(redis: RedisServer, opened: Open
     with redis.client() as client:
         assert dict(client.pubsub_numsub(channel)) == {channel: 1}
         reader.forget(TOPIC)
-        wait_for(lambda: dict(client.pubsub_numsub(channel)) == {channel: 0})
+        wait_until(lambda: dict(client.pubsub_numsub(channel)) == {channel: 0})
         writer.announce(node(1), [(TOPIC, "1")])
         assert len(reader.look_up(TOPIC)) == 1
         writer.announce(node(2), [(TOPIC, "2")])
-        wait_for(lambda: changed(reader))
+        wait_until(lambda: changed(reader))
         assert len(reader.look_up(TOPIC)) == 2
 
 
@@ -389,7 +378,7 @@ def test_what_is_lost_goes_on_being_known_until_it_is_written_again(redis: Redis
     assert reader.is_alive(two)
     # What one says of itself now holds.
     directory.announce(one, [(TOPIC, "uno")])
-    wait_for(lambda: changed(reader))
+    wait_until(lambda: changed(reader))
     assert {entry.server for entry in reader.look_up(TOPIC)} == {"uno", "two"}
     directory.withdraw(two.instance)
     assert {entry.server for entry in reader.look_up(TOPIC)} == {"uno"}
@@ -407,7 +396,7 @@ def test_what_is_lost_and_not_written_again_is_forgotten(redis: RedisServer, ope
     assert [entry.server for entry in reader.look_up(TOPIC)] == ["one"]
     take_news(reader)
     reader.changes()
-    wait_for(lambda: changed(reader), 6)
+    wait_until(lambda: changed(reader), 6)
     assert reader.look_up(TOPIC) == []
     assert not reader.is_alive(one)
 
@@ -427,10 +416,10 @@ def test_restart_with_an_empty_database(fresh: RedisServer, opened: Opener) -> N
     one, late = node(1), node(2)
     directory.announce(one, [(TOPIC, "one")])
     reader.look_up(TOPIC)
-    assert wait_for(lambda: changed(reader))
+    assert wait_until(lambda: changed(reader))
     fresh.restart()
     assert size(fresh) == 0
-    wait_for(lambda: answers(reader))
+    wait_until(lambda: answers(reader))
     assert [entry.server for entry in reader.look_up(TOPIC)] == ["one"]
     directory.announce(one, [(TOPIC, "one")])
     directory.announce(late, [(TOPIC, "late")])
@@ -452,11 +441,11 @@ def test_gap_is_caught_up_with(redis: RedisServer, opened: Opener) -> None:
             take_until_lost(reader)
         writer.announce(node(), [(TOPIC, "s")])
         proxy.accept()
-        wait_for(lambda: answers(reader))
+        wait_until(lambda: answers(reader))
         assert reader.changes() is None
         assert [entry.server for entry in reader.look_up(TOPIC)] == ["s"]
         writer.announce(node(), [(TOPIC, "t")])
-        wait_for(lambda: changed(reader))
+        wait_until(lambda: changed(reader))
 
 
 def take_until_lost(directory: Directory) -> None:
@@ -484,11 +473,11 @@ def test_lost_connection_mends_itself_without_being_asked(fresh: RedisServer, op
             return False
         return True
 
-    wait_for(mended, 10)
+    wait_until(mended, 10)
     os.close(wake)
     writer = opened(fresh)
     writer.announce(node(), [(TOPIC, "s")])
-    wait_for(lambda: changed(reader))
+    wait_until(lambda: changed(reader))
 
 
 def test_idle_connections_may_be_closed_by_redis(redis: RedisServer, opened: Opener) -> None:
@@ -534,7 +523,7 @@ def test_redis_that_hangs_is_an_error_in_time(fresh: RedisServer, opened: Opener
         assert time.monotonic() - begin < 5
     finally:
         fresh.resume()
-    wait_for(lambda: answers(directory))
+    wait_until(lambda: answers(directory))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 20, 60, 150, 400])
@@ -552,7 +541,7 @@ def test_reply_that_is_cut_off_is_not_taken_for_another(redis: RedisServer, open
                     assert directory.look_up(topic) == [entry]
                 with contextlib.suppress(DirectoryError):
                     assert directory.is_alive(one)
-        wait_for(lambda: answers(directory))
+        wait_until(lambda: answers(directory))
         assert directory.look_up(other) == [Entry("two", two)]
 
 
@@ -569,7 +558,7 @@ def test_late_reply_is_not_taken_for_another(redis: RedisServer, opened: Opener)
             directory.look_up(TOPIC)
         proxy.flow()
         for _ in range(10):
-            wait_for(lambda: answers(directory))
+            wait_until(lambda: answers(directory))
             assert directory.look_up(other) == [Entry("two", two)]
             assert directory.look_up(TOPIC) == [Entry("one", one)]
 
@@ -611,10 +600,8 @@ def test_user_that_may_do_just_what_is_needed(opened: Opener) -> None:
 
 def use_store(url: str) -> None:
     """Everything that a store of notifications does."""
-    conf = cfg.ConfigOpts()
-    conf([], project="green_zmq_tests", default_config_files=[], default_config_dirs=[])
     with contextlib.ExitStack() as stack:
-        store, other = (open_store(config.read(conf, TransportURL.parse(conf, url))) for _ in range(2))
+        store, other = (open_store(read(url)) for _ in range(2))
         stack.callback(store.close)
         stack.callback(other.close)
         consumer = store.consume([TOPIC], "")
@@ -642,7 +629,7 @@ def test_tls(redis: RedisServer, opened: Opener, tmp_path: Path) -> None:
         directory.announce(one, [(TOPIC, "s")])
         assert directory.look_up(TOPIC) == [Entry("s", one)]
         opened(redis).announce(node(), [(TOPIC, "t")])
-        wait_for(lambda: changed(directory))
+        wait_until(lambda: changed(directory))
         for options in ({}, {"redis_tls": "true"}):
             with pytest.raises(DirectoryError, match=f"{proxy.address}"):
                 opened(proxy, redis_timeout=1, **options)
@@ -697,11 +684,11 @@ def test_failover_is_followed(opened: Opener) -> None:
         with pytest.raises(DirectoryError, match="sentinels"):
             reader.look_up(TOPIC)
         cluster.wait_for_failover(old)
-        wait_for(lambda: answers(reader))
+        wait_until(lambda: answers(reader))
         assert [entry.server for entry in reader.look_up(TOPIC)] == ["one"]
         late = node(2)
-        wait_for(lambda: announced(directory, late))
-        wait_for(lambda: changed(reader))
+        wait_until(lambda: announced(directory, late))
+        wait_until(lambda: changed(reader))
         assert {entry.server for entry in reader.look_up(TOPIC)} == {"one", "late"}
 
 

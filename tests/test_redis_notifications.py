@@ -17,8 +17,9 @@ import pytest
 from green_zmq.errors import StoreError
 from green_zmq.notifications import Consumer, Store, Taken
 from green_zmq.routing import Topic
+from tests.contract.harness import wait_until
 from tests.servers import Certificates, Proxy, RedisServer, SentinelCluster
-from tests.test_notification_stores import Opener, bodies, numbers, send, state, take, wait_for
+from tests.test_notification_stores import Opener, bodies, numbers, send, state, take
 
 TOPIC = Topic("openstack", "notifications.info")
 OTHER = Topic("openstack", "notifications.error")
@@ -77,19 +78,7 @@ def attempt(job: Callable[[], Any]) -> bool:
 
 def take_through(consumer: Consumer, count: int, limit: float = 30.0) -> list[Taken]:
     """As ``take``, while Redis may be away."""
-    taken: list[Taken] = []
-    wake = os.eventfd(0)
-    end = time.monotonic() + limit
-    try:
-        while len(taken) < count:
-            assert time.monotonic() < end, f"only {len(taken)} of {count} came in time"
-            with contextlib.suppress(StoreError):
-                taken += consumer.take(count - len(taken))
-                if len(taken) < count:
-                    consumer.wait(wake, 0.1)
-    finally:
-        os.close(wake)
-    return taken
+    return take(consumer, count, limit, [StoreError])
 
 
 def begin_to_wait(consumer: Consumer) -> None:
@@ -152,7 +141,7 @@ def test_nothing_is_left_of_what_is_processed(redis: RedisServer, at: Open) -> N
     store.trim([TOPIC])
     assert store.overview() == []
     with redis.client() as client:
-        wait_for(lambda: client.dbsize() == 0)
+        wait_until(lambda: client.dbsize() == 0)
     # Whoever comes next begins where it has ended.
     send(store, TOPIC, b"3")
     assert bodies(take(opener.consume(TOPIC), 1)) == [b"3"]
@@ -170,7 +159,7 @@ def test_dead_consumers_are_forgotten(redis: RedisServer, at: Open) -> None:
             lives.wait(wake, 0.05)
             return len(client.xinfo_consumers(STREAM, "pool:")) == len(client.xinfo_consumers(AGAIN, "pool:")) == 1
 
-        wait_for(alone)
+        wait_until(alone)
     os.close(wake)
 
 
@@ -224,7 +213,7 @@ def test_wait_while_away_does_not_spin(fresh: RedisServer, at: Open) -> None:
     begin_to_wait(consumer)
     fresh.kill()
     wake = os.eventfd(0)
-    wait_for(lambda: not attempt(lambda: consumer.take(1)))
+    wait_until(lambda: not attempt(lambda: consumer.take(1)))
     end, rounds = time.monotonic() + 0.5, 0
     while (left := end - time.monotonic()) > 0:
         with contextlib.suppress(StoreError):
@@ -245,8 +234,8 @@ def test_redis_that_hangs_is_an_error_in_time(fresh: RedisServer, at: Open) -> N
             store.append([(TOPIC, b"in doubt")])
     finally:
         fresh.resume()
-    wait_for(lambda: attempt(lambda: store.append([(TOPIC, b"sure")])))
-    wait_for(lambda: b"sure" in bodies(take_through(consumer, 1)))
+    wait_until(lambda: attempt(lambda: store.append([(TOPIC, b"sure")])))
+    wait_until(lambda: b"sure" in bodies(take_through(consumer, 1)))
 
 
 def test_restart_with_messages_in_hand(at: Open) -> None:
@@ -293,7 +282,7 @@ def test_restart_with_an_empty_database(fresh: RedisServer, at: Open) -> None:
     store, consumer = opener(), opener.consume(TOPIC, "pool")
     begin_to_wait(consumer)
     fresh.restart()
-    wait_for(lambda: attempt(lambda: store.append([(TOPIC, b"0")])))
+    wait_until(lambda: attempt(lambda: store.append([(TOPIC, b"0")])))
     assert bodies(take_through(consumer, 1)) == [b"0"]
 
 
@@ -303,10 +292,10 @@ def test_connection_that_is_cut_while_waiting_loses_nothing(redis: RedisServer, 
         consumer = opener.consume(TOPIC, takeover=3600)
         for i in range(5):
             begin_to_wait(consumer)
-            wait_for(lambda: blocked(redis) == 1)
+            wait_until(lambda: blocked(redis) == 1)
             proxy.stall(requests=False)
             send(store, TOPIC, b"%d" % i)
-            wait_for(lambda: pending(redis) == 1)  # it is under way
+            wait_until(lambda: pending(redis) == 1)  # it is under way
             proxy.cut()
             proxy.flow()
             (message,) = take_through(consumer, 1)
@@ -352,7 +341,7 @@ def test_append_in_doubt_is_not_repeated(redis: RedisServer, at: Open) -> None:
         assert client.xlen(STREAM) == 4
         # Here it is certain.
         client.client_kill_filter(_type="normal", skipme=True)
-        wait_for(lambda: proxy.open == 0)
+        wait_until(lambda: proxy.open == 0)
         store.append([(TOPIC, b"4")])
         assert client.xlen(STREAM) == 5
 
@@ -367,9 +356,9 @@ def test_replies_that_are_cut_off(redis: RedisServer, at: Open, size: int) -> No
             store.append([(TOPIC, b"a%d" % i), (OTHER, b"b%d" % i)])
             proxy.cut_after(size)
             taken = take_through(consumer, 2)
-            wait_for(lambda taken=taken: attempt(lambda: consumer.give_back(taken[:1], tried=False)))
+            wait_until(lambda taken=taken: attempt(lambda: consumer.give_back(taken[:1], tried=False)))
             taken[:1] = take_through(consumer, 1)
-            wait_for(lambda taken=taken: attempt(lambda: consumer.acknowledge(taken)))
+            wait_until(lambda taken=taken: attempt(lambda: consumer.acknowledge(taken)))
             for message in taken:
                 assert message.tries == 1
                 done[message.body] = done.get(message.body, 0) + 1
@@ -426,7 +415,7 @@ def test_disk_that_fails(at: Open, tmp_path: Path) -> None:
         store.append([(TOPIC, b"0")])
         shutil.rmtree(folder)
         client.bgsave()
-        wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
         with pytest.raises(StoreError, match="cannot write to its disk"):
             store.append([(TOPIC, b"1")])
         with pytest.raises(StoreError, match="cannot write to its disk"):
@@ -462,7 +451,7 @@ def test_next_host_is_used_when_one_is_away(fresh: RedisServer, redis: RedisServ
     store, consumer = opener(), opener.consume(TOPIC)
     store.append([(TOPIC, b"0")])
     fresh.kill()
-    wait_for(lambda: attempt(lambda: store.append([(TOPIC, b"1")])))
+    wait_until(lambda: attempt(lambda: store.append([(TOPIC, b"1")])))
     assert bodies(take_through(consumer, 1)) in ([b"0"], [b"1"])
     with redis.client() as client:
         assert client.xlen(STREAM) == 1
@@ -587,8 +576,8 @@ def test_failover_is_followed(at: Open) -> None:
         with pytest.raises(StoreError, match="sentinels"):
             store.append([(TOPIC, b"lost")])
         cluster.wait_for_failover(old)
-        wait_for(lambda: attempt(lambda: store.append([(TOPIC, b"4"), (OTHER, b"5")])))
-        wait_for(lambda: attempt(lambda: consumer.acknowledge(taken)))
+        wait_until(lambda: attempt(lambda: store.append([(TOPIC, b"4"), (OTHER, b"5")])))
+        wait_until(lambda: attempt(lambda: consumer.acknowledge(taken)))
         assert bodies(take_through(consumer, 3)) == numbers(2, 5)
         assert consumer.take(10) == []
         assert bodies(take_through(waiting, 1)) == [b"5"]

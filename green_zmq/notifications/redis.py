@@ -78,7 +78,7 @@ class RedisStore:
     def trim(self, topics: Collection[Topic]) -> Mapping[Topic, int]:
         bounds = (self.bounds.messages, round(self.bounds.age * 1000))
         commands = [
-            ("EVAL", scripts.TRIM, 3, self.key("stream", topic), self._prefix + b"dropped", self._prefix + b"dead",
+            ("EVAL", scripts.TRIM, 3, self.key("stream", topic), self._prefix + b"dropped", self.dead_key(),
              *bounds, encode_topic(topic), self.key("again", topic))
             for topic in topics
         ]  # fmt: skip
@@ -98,7 +98,7 @@ class RedisStore:
 
     def put_back(self, names: Collection[str]) -> int:
         ids = [name for name in names if re.fullmatch(r"\d{1,18}-\d{1,18}", name, re.ASCII)]
-        command = ("EVAL", scripts.PUT_BACK, 1, self._prefix + b"dead", self._prefix + b"again:", *ids)
+        command = ("EVAL", scripts.PUT_BACK, 1, self.dead_key(), self._prefix + b"again:", *ids)
         return int(self.do(lambda: self.ask(command))[0])
 
     def since(self, topic: Topic, after: str | None) -> tuple[str, Sequence[bytes]]:
@@ -182,7 +182,7 @@ class RedisStore:
         return (found[-1][0].decode() if found else after), [fields[3] for _, fields in found]
 
     def _dead(self) -> list[Dead]:
-        found, (seconds, micros) = self.ask(("XRANGE", self._prefix + b"dead", "-", "+"), ("TIME",))
+        found, (seconds, micros) = self.ask(("XRANGE", self.dead_key(), "-", "+"), ("TIME",))
         now = int(seconds) + int(micros) / 1e6
         return [
             Dead(
