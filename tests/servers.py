@@ -149,8 +149,24 @@ def _is_free(port: int) -> bool:
     return True
 
 
+# One for each port that was chosen.
+_chosen: list[socket.socket] = []
+
+
+def _choose(port: int) -> bool:
+    """Whether no running process of tests has before: clients of a server that is gone may still look for it there."""
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        mark.bind(f"\0green_zmq/tests/port/{port}")
+    except OSError:
+        mark.close()
+        return False
+    _chosen.append(mark)
+    return True
+
+
 def free_port() -> int:
-    """A port at which nobody listens, and that no client is given, if the kernel leaves any such port."""
+    """A port at which nobody listens or has, and that no client is given, if the kernel leaves any such port."""
     first = 0
     with contextlib.suppress(OSError):
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -159,7 +175,12 @@ def free_port() -> int:
             probe.bind((HOST, 0))
             return int(probe.getsockname()[1])
     choose = random.SystemRandom().randrange  # the other generator may be seeded, with the same value in each process
-    return int(wait_until(lambda: _is_free(port := choose(first - 10_000, first)) and port, what="a free port"))
+
+    def chosen() -> int:
+        port = choose(first - 10_000, first)
+        return port if _is_free(port) and _choose(port) else 0
+
+    return int(wait_until(chosen, what="a free port"))
 
 
 class RedisServer:

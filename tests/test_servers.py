@@ -122,6 +122,13 @@ def test_a_port_that_is_taken_is_left_alone(server: servers.RedisServer, monkeyp
         assert other.port == free
 
 
+def test_no_port_is_chosen_twice() -> None:
+    port = servers.free_port()
+    assert not servers._choose(port)
+    code = f"from tests import servers; print(servers._choose({port}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout == b"False\n"
+
+
 def test_a_server_that_cannot_start_says_why() -> None:
     with pytest.raises(RuntimeError, match="no-such-setting"):
         servers.RedisServer("no-such-setting 1").__enter__()
