@@ -126,12 +126,16 @@ def connect(
 
 
 @contextlib.contextmanager
-def transaction(database: sqlite3.Connection, sleep: Callable[[float], None]) -> Iterator[None]:
+def transaction(database: sqlite3.Connection, sleep: Callable[[float], None] | None) -> Iterator[None]:
     """All of what is done, or nothing.
 
-    :raises sqlite3.OperationalError: others have written for all of :data:`PATIENCE`.
+    :param sleep: None: others are not waited for.
+    :raises sqlite3.OperationalError: others write, and have for all of :data:`PATIENCE`.
     """
-    patiently(lambda: database.execute("begin immediate"), sleep)
+    if sleep is None:
+        database.execute("begin immediate")
+    else:
+        patiently(lambda: database.execute("begin immediate"), sleep)
     try:
         yield
     except BaseException:

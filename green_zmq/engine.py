@@ -105,9 +105,9 @@ class Engine:
         return total
 
     def tick(self, now: float) -> None:
-        """While it closes: is everything delivered, or the time up?"""
+        """While it closes: is everything delivered and acknowledged, or the time up?"""
         late = self._close_by <= now
-        if not self._withdrawing and (late or not self._sender.pending):
+        if not self._withdrawing and (late or not (self._sender.pending or self.subscriber.listening)):
             self._withdrawing = True
             self._resolver.withdraw(self._withdrawn)
         else:
@@ -128,6 +128,7 @@ class Engine:
         if self._close_by == inf:
             self.due = self._now()
             self._close_by = self.due + self._settings.linger
+            self.subscriber.close()
 
     def _withdrawn(self, _: object) -> None:
         if self.server.node is None:
@@ -143,7 +144,6 @@ class Engine:
             self.client.close()
             self._asker.close()
             self.notifier.close()
-            self.subscriber.close()
             linger = max(self._close_by - self._now(), _WITHDRAW)
             self._connections.close(linger)
             self.server.close(linger)

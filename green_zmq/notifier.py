@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications that are sent: a native thread puts them into the store, all that wait at once, and who sent them waits."""
+"""Notifications that are sent: the thread that sends one stores it, if that is possible at once.
+
+Else a native thread does, all those that wait together, and tries again what has failed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from green_zmq.descriptors import Wake, shortage
 from green_zmq.errors import MessageTooLarge, OutOfDescriptors, StoreError, TransportClosed
 from green_zmq.executors.base import Event
 from green_zmq.loop import Loop
-from green_zmq.notifications import Store, load, open_store
+from green_zmq.notifications import Busy, Store, load, open_store
 from green_zmq.routing import Topic
 
 LOG = logging.getLogger(__name__)
@@ -41,18 +44,18 @@ class _Unstored:
 
     :ivar left: attempts that are left.
     :ivar due: when the next one is made.
-    :ivar event: set when it is stored, or given up because of the error.
+    :ivar event: if there is one, it is set when the message is stored, or given up because of the error.
     """
 
     __slots__ = ("body", "due", "error", "event", "left", "pause", "topic", "waits")
 
-    def __init__(self, topic: Topic, body: bytes, attempts: float, event: Event) -> None:
+    def __init__(self, topic: Topic, body: bytes, attempts: float) -> None:
         self.topic = topic
         self.body = body
         self.left = attempts
         self.due = -inf
         self.pause = _AGAIN[0]
-        self.event = event
+        self.event: Event | None = None
         self.error: Exception | None = None
         self.waits = True
 
@@ -66,7 +69,8 @@ class _Unstored:
     def end(self, error: Exception | None = None) -> None:
         self.error = error
         self.waits = False
-        self.event.set()
+        if self.event is not None:
+            self.event.set()
 
 
 class Notifier:
@@ -82,10 +86,13 @@ class Notifier:
         # Whether the thread waits to be woken.
         self._sleeping = False
         self._closed = False
-        # For the native thread alone: its store, whether that fails, and how many messages each topic had since it was trimmed.
+        # For whoever has this lock: the store, whether it fails, how many messages each topic had since it was trimmed, and the
+        # topics that had many.
+        self._lock = loop.model.native_lock()
         self._store: Store | None = None
         self._failing = False
         self._since: dict[Topic, int] = {}
+        self._full: set[Topic] = set()
 
     # For all threads.
 
@@ -105,19 +112,13 @@ class Notifier:
         most = self._settings.limits.message_bytes
         if len(body) > most:
             raise MessageTooLarge(f"The notification to {topic.name} has {len(body)} bytes; max_message_bytes allows {most}.")
-        message = _Unstored(topic, body, inf if retry is None or retry < 0 else retry + 1, model.Event())
-        wake = self._wake or self._begin()
-        self._new.append(message)
-        if self._closed:
-            self._refuse(_taken_out(self._new))
-        elif self._sleeping:
-            self._sleeping = False
-            wake()
-        try:
-            message.event.wait()
-        except BaseException:  # this thread was killed, or waits no longer: who sent it takes it for not sent
-            message.waits = False
-            raise
+        message = _Unstored(topic, body, inf if retry is None or retry < 0 else retry + 1)
+        if self._store is not None and not self._new:
+            self._attempt_at_once(message)
+        if message.waits:
+            self._pass_on(message)
+        elif self._full:
+            self._rouse()
         if message.error is not None:
             raise message.error
 
@@ -129,7 +130,47 @@ class Notifier:
         else:
             self._wake()
 
-    def _begin(self) -> Wake:
+    def _attempt_at_once(self, message: _Unstored) -> None:
+        """In the thread that sends it, if nobody else stores or waits: passing it on takes as long as storing it."""
+        if not self._lock.acquire(False):
+            return
+        try:
+            if self._store is None or self._failing:
+                return
+            with contextlib.closing(self._store.append_at_once(message.topic, message.body)) as steps:
+                for fd, seconds in steps:
+                    self._loop.model.wait_readable(fd, seconds)
+        except Busy:
+            return
+        except Exception as error:
+            self._failed([message], error, time.monotonic())
+        else:
+            self._stored([message])
+        finally:
+            self._lock.release()
+
+    def _pass_on(self, message: _Unstored) -> None:
+        """To the native thread."""
+        event = message.event = self._loop.model.Event()
+        if self._wake is None:
+            self._begin()
+        self._new.append(message)
+        if self._closed:
+            self._refuse(_taken_out(self._new))
+        else:
+            self._rouse()
+        try:
+            event.wait()
+        except BaseException:  # this thread was killed, or waits no longer: who sent it takes it for not sent
+            message.waits = False
+            raise
+
+    def _rouse(self) -> None:
+        if self._sleeping and self._wake is not None:
+            self._sleeping = False
+            self._wake()
+
+    def _begin(self) -> None:
         with self._loop.model.LOCK:
             if self._wake is None:
                 reason = shortage()
@@ -138,9 +179,8 @@ class Notifier:
                 load(self._settings.directory)
                 self._wake = Wake()
                 self._loop.model.start_native(self._work)
-            return self._wake
 
-    # For the native thread. It must not log: a handler's lock may be a green one, of another thread's hub.
+    # For the native thread, and whoever has the lock. They must not log: a handler's lock may be a green one, of another hub.
 
     def _work(self) -> None:
         assert self._wake is not None
@@ -148,18 +188,21 @@ class Notifier:
         poll = self._loop.model.native_poll()
         poll.register(self._wake.fd, select.POLLIN)
         while True:
-            closed, now = self._closed, time.monotonic()
-            waiting = [message for message in (*waiting, *_taken_out(self._new)) if message.waits]
-            batch = _batch(waiting, inf if closed else now)
-            if batch:
-                self._attempt(batch, now)
-                waiting = [message for message in waiting if message.waits]
+            with self._lock:
+                closed, now = self._closed, time.monotonic()
+                waiting = [message for message in (*waiting, *_taken_out(self._new)) if message.waits]
+                batch = _batch(waiting, inf if closed else now)
+                if batch:
+                    self._attempt(batch, now)
+                    waiting = [message for message in waiting if message.waits]
+                if self._full:
+                    self._trim()
             if closed:
                 break
             if batch:
                 continue
             self._sleeping = True
-            if not self._new and not self._closed:
+            if not self._new and not self._full and not self._closed:
                 due = min((message.due for message in waiting), default=inf)
                 poll.poll(None if due == inf else max(0.0, due - time.monotonic()) * 1000)
             self._sleeping = False
@@ -167,18 +210,19 @@ class Notifier:
                 os.eventfd_read(self._wake.fd)
         self._refuse(waiting)
         self._refuse(_taken_out(self._new))
-        if self._store is not None:
-            self._store.close()
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
 
     def _attempt(self, batch: list[_Unstored], now: float) -> None:
         try:
             self._store = store = self._store or self._open()
             store.append([(message.topic, message.body) for message in batch])
         except Exception as error:
-            self._failed(batch, error if isinstance(error, StoreError) else defect(error), now)
+            self._failed(batch, error, now)
         else:
             self._stored(batch)
-            self._trim(store)
 
     def _open(self) -> Store:
         reason = shortage()  # libraries do not say that, or end the process
@@ -189,13 +233,16 @@ class Notifier:
     def _stored(self, batch: list[_Unstored]) -> None:
         self.counts["notifications stored"] += len(batch)
         for message in batch:
-            self._since[message.topic] = self._since.get(message.topic, _TRIM) + 1
+            self._since[message.topic] = since = self._since.get(message.topic, _TRIM) + 1
+            if since >= _TRIM:
+                self._full.add(message.topic)
             message.end()
         if self._failing:
             self._failing = False
             self._log(logging.WARNING, "Notifications %s can be stored again.", self._settings.store_place)
 
-    def _failed(self, batch: list[_Unstored], error: StoreError, now: float) -> None:
+    def _failed(self, batch: list[_Unstored], reason: Exception, now: float) -> None:
+        error = reason if isinstance(reason, StoreError) else defect(reason)
         for message in batch:
             message.failed(error, now)
         given_up = sum(not message.waits for message in batch)
@@ -204,15 +251,15 @@ class Notifier:
             self._failing = True
             self._log(logging.WARNING, "%s Until then, what sends notifications waits.", error)
 
-    def _trim(self, store: Store) -> None:
+    def _trim(self) -> None:
         """Look whether something is to go, of topics that had many messages since."""
-        topics = [topic for topic, count in self._since.items() if count >= _TRIM]
-        if topics:
-            self._since.update(dict.fromkeys(topics, 0))
-            if len(self._since) > _TOPICS:
-                self._since.clear()
+        topics, self._full = self._full, set()
+        if len(self._since) > _TOPICS:
+            self._since.clear()
+        self._since.update(dict.fromkeys(topics, 0))
+        if self._store is not None:
             with contextlib.suppress(StoreError):  # whoever stores the next one is told
-                log_dropped(self._loop, self.counts, store.trim(topics))
+                log_dropped(self._loop, self.counts, self._store.trim(topics))
 
     def _refuse(self, messages: Iterable[_Unstored]) -> None:
         for message in messages:

@@ -48,6 +48,9 @@ _PROCESSED, _REQUEUED, _UNTRIED = range(3)
 _TRIM: Final = 1.0
 # So many windows of messages that wait to be given back are too many to take more.
 _MOST: Final = 4
+# Who has just taken something looks again after this time, seconds: by then others have come, or been processed, which together
+# cost as much as one alone. The first of many is taken at once.
+_PACE: Final = 0.001
 # A thread that has nothing to do looks again after this time, seconds.
 _LONGEST: Final = 3600.0
 
@@ -258,11 +261,14 @@ class Share:
         self._collect(now)
         try:
             self._tell(consumer, now)
-            self._take(consumer)
+            taken = self._take(consumer)
             if self._trim_at <= now:
                 self._trim_at = inf
                 log_dropped(self._subscriber.loop, self._subscriber.counts, store.trim(self._topics))
             self._heard(None)
+            if taken and not self._aside:
+                self._subscriber.loop.model.native_sleep(_PACE)
+                return
             self._sleeping = True
             if not self._settled and not self._aside and not self._ending:
                 due = min([self._trim_at, *(due for due, _ in self._requeued)])
@@ -310,14 +316,14 @@ class Share:
             self._held -= len(self._untried)
             self._untried = []
 
-    def _take(self, consumer: Consumer) -> None:
+    def _take(self, consumer: Consumer) -> bool:
         # By halves of the window: a few at a time would cost as much each time. What waits to be given back stands in nobody's
         # way, unless that is very much.
         working = self._held - len(self._requeued)
         room = self._window - working if 2 * working <= self._window and self._held <= _MOST * self._window else 0
         taken = consumer.take(0 if self.stopping else room)
         if not taken:
-            return
+            return False
         self._held += len(taken)
         self._subscriber.counts["notifications taken"] += len(taken)
         messages = []
@@ -333,6 +339,7 @@ class Share:
                 messages.append(Notification(self._listener, each, ctxt, message))
         with contextlib.suppress(TransportClosed):
             self._subscriber.post(lambda now: self._listener.arrived(messages, now))
+        return True
 
     def _put_aside(self, taken: Taken, reason: str) -> None:
         self._aside.append(taken)
@@ -423,6 +430,10 @@ class Subscriber:
         self._closed = True
         for share in self._shares:
             share.end()
+
+    @property
+    def listening(self) -> bool:
+        return bool(self._shares)
 
     def forget(self, share: Share) -> None:
         self._shares.pop(share, None)

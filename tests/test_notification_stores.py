@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from green_zmq.config import Settings
-from green_zmq.notifications import Consumer, Dead, State, Store, Taken, open_store
+from green_zmq.executors import threads
+from green_zmq.notifications import Busy, Consumer, Dead, State, Store, Taken, open_store
 from green_zmq.routing import Topic
 from tests.contract.harness import wait_until
 from tests.servers import RedisServer, SentinelCluster
@@ -133,6 +135,13 @@ def send(store: Store, topic: Topic, *contents: bytes) -> None:
         store.append([(topic, body)])
 
 
+def send_at_once(store: Store, topic: Topic, body: bytes) -> None:
+    """As a thread does that sends a notification."""
+    with contextlib.closing(store.append_at_once(topic, body)) as steps:
+        for fd, seconds in steps:
+            threads.wait_readable(fd, seconds)
+
+
 def state(store: Store, topic: Topic) -> State:
     (found,) = [state for state in store.overview() if state.topic == topic]
     return found
@@ -155,6 +164,38 @@ def test_what_is_sent_is_taken_in_its_order(opener: Opener, store: Store, topic:
     assert {(message.topic, message.tries) for message in taken} == {(topic, 1)}
     assert len({message.name for message in taken}) == 20
     assert not consumer.take(10)
+
+
+def test_what_is_sent_at_once_is_taken_in_its_order(opener: Opener, store: Store, topic: Topic, wake: int) -> None:
+    consumer = opener.consume(topic)
+    for body in numbers(0, 10):
+        send_at_once(store, topic, body)
+    assert bodies(take(consumer, 10)) == numbers(0, 10)
+    assert consumer.take(1) == []
+    timer = threading.Timer(0.2, send_at_once, [store, topic, b"10"])
+    timer.start()
+    begun = time.monotonic()
+    while not (taken := consumer.take(1)):
+        consumer.wait(wake, 30)
+        assert time.monotonic() - begun < 20, "it was not woken"
+    timer.join()
+    assert bodies(taken) == [b"10"]
+
+
+def test_what_is_interrupted_leaves_the_store_usable(opener: Opener, store: Store, topic: Topic) -> None:
+    consumer = opener.consume(topic)
+    send_at_once(store, topic, b"0")
+    with contextlib.closing(store.append_at_once(topic, b"in doubt")) as steps:
+        for _ in steps:
+            break
+    with contextlib.suppress(Busy):
+        send_at_once(store, topic, b"1")
+    send(store, topic, b"2")
+    send_at_once(store, topic, b"3")
+    found = []
+    while b"3" not in found:
+        found += bodies(take(consumer, 1))
+    assert [body for body in found if body not in (b"1", b"in doubt")] == [b"0", b"2", b"3"]
 
 
 def test_nothing_may_be_sent(store: Store) -> None:
@@ -523,11 +564,13 @@ def test_what_a_living_consumer_has_is_left_to_it(opener: Opener, store: Store, 
     consumer, other = opener.consume(topic, takeover=2), opener.consume(topic, takeover=2)
     send(store, topic, b"0")
     taken = take(consumer, 1)
-    end = time.monotonic() + 5
-    while (now := time.monotonic()) < end:
+    before = now = time.monotonic()
+    end = now + 5
+    while now < end:
+        before, now = now, time.monotonic()
         assert not consumer.take(0)
         if found := other.take(1):
-            assert time.monotonic() - now > 0.5, "it was taken for dead, and the machine did not stand still"
+            assert time.monotonic() - before > 0.5, "it was taken for dead, and the machine did not stand still"
             consumer, other, taken = other, consumer, found
             end = time.monotonic() + 5
         other.wait(wake, 0.05)
@@ -806,3 +849,48 @@ def test_what_a_dead_process_had_is_taken_over(opener: Opener, store: Store, top
     process.join()
     (message,) = take(opener.consume(topic, "pool", takeover=1), 1)
     assert (message.body, message.tries) == (b"1", 2)
+
+
+# Files.
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file.sqlite"
+
+
+@pytest.fixture
+def filed(file: Path) -> Iterator[Store]:
+    opener = Opener("zmq://", file)
+    yield opener()
+    opener.close()
+
+
+def test_who_must_not_be_kept_waiting_is_told_that_others_write(filed: Store, file: Path, topic: Topic) -> None:
+    send_at_once(filed, topic, b"0")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("begin immediate")
+    with pytest.raises(Busy):
+        send_at_once(filed, topic, b"1")
+    other.close()
+    send_at_once(filed, topic, b"2")
+    assert state(filed, topic).kept == 2
+
+
+def test_who_must_not_be_kept_waiting_does_not_open_a_file(filed: Store, file: Path, topic: Topic) -> None:
+    send_at_once(filed, topic, b"0")
+    for name in ("", "-wal", "-shm"):
+        file.with_name(file.name + name).unlink()
+    with pytest.raises(Busy):
+        send_at_once(filed, topic, b"1")
+    send(filed, topic, b"2")
+    send_at_once(filed, topic, b"3")
+    assert state(filed, topic).kept == 2
+
+
+def test_who_must_not_be_kept_waiting_does_not_write_the_log_back(filed: Store, file: Path, topic: Topic) -> None:
+    for _ in range(9):
+        send_at_once(filed, topic, bytes(4 << 20))
+    assert file.stat().st_size < 1 << 20
+    filed.trim([topic])
+    assert file.stat().st_size > 32 << 20

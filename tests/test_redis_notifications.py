@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from green_zmq.errors import StoreError
-from green_zmq.notifications import Consumer, Store, Taken
+from green_zmq.notifications import Busy, Consumer, Store, Taken
 from green_zmq.routing import Topic
 from tests.contract.harness import wait_until
 from tests.servers import Certificates, Proxy, RedisServer, SentinelCluster
-from tests.test_notification_stores import Opener, bodies, numbers, send, state, take
+from tests.test_notification_stores import Opener, bodies, numbers, send, send_at_once, state, take
 
 TOPIC = Topic("openstack", "notifications.info")
 OTHER = Topic("openstack", "notifications.error")
@@ -346,6 +346,38 @@ def test_append_in_doubt_is_not_repeated(redis: RedisServer, at: Open) -> None:
         assert client.xlen(STREAM) == 5
 
 
+def test_append_at_once_is_one_command_or_none(redis: RedisServer, at: Open) -> None:
+    with Proxy(redis) as proxy, redis.client() as client:
+        store = at(proxy)()
+        send_at_once(store, TOPIC, b"0")
+        with pytest.raises(Busy):
+            send_at_once(store, TOPIC, bytes(1 << 20))
+        client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: proxy.open == 0)
+        with pytest.raises(Busy):
+            send_at_once(store, TOPIC, b"1")
+        assert client.xlen(STREAM) == 1
+        store.overview()
+        proxy.cut_after(1)
+        with pytest.raises(StoreError, match=r"Connection|reading"):
+            send_at_once(store, TOPIC, b"2")
+        assert client.xlen(STREAM) == 2
+        with pytest.raises(Busy):
+            send_at_once(store, TOPIC, b"3")
+
+
+def test_append_at_once_to_redis_that_hangs(fresh: RedisServer, at: Open) -> None:
+    store = at(fresh, redis_timeout=1)()
+    fresh.pause()
+    with pytest.raises(StoreError, match="did not answer in time"):
+        send_at_once(store, TOPIC, b"0")
+    fresh.resume()
+    store.append([(TOPIC, b"1")])
+    send_at_once(store, TOPIC, b"2")
+    with fresh.client() as client:
+        assert [fields[b"body"] for _, fields in client.xrange(STREAM)][-2:] == [b"1", b"2"]
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 20, 60, 150, 400])
 def test_replies_that_are_cut_off(redis: RedisServer, at: Open, size: int) -> None:
     with Proxy(redis) as proxy:
@@ -378,6 +410,8 @@ def test_short_memory_is_told_and_recovered_from(redis: RedisServer, at: Open) -
             for messages in ([(TOPIC, b"x")], [(TOPIC, b"x"), (OTHER, b"x")]):
                 with pytest.raises(StoreError, match="raise maxmemory"):
                     store.append(messages)
+            with pytest.raises(StoreError, match="raise maxmemory"):
+                send_at_once(store, TOPIC, b"x")
             assert client.xlen(STREAM) == 5
             # What is there can be processed, also by those that begin now.
             taken = take(consumer, 3)

@@ -11,6 +11,7 @@ import zmq
 
 if TYPE_CHECKING:
     import select
+    import socket
 
 
 class Event(Protocol):
@@ -21,10 +22,10 @@ class Event(Protocol):
     def wait(self) -> None: ...
 
 
-class Lock(Protocol):
+class Lock(AbstractContextManager[Any], Protocol):
     """As ``threading.Lock``."""
 
-    def acquire(self) -> bool: ...
+    def acquire(self, blocking: bool = True, /) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -84,6 +85,13 @@ class Model(Protocol):
 
     def native_sleep(self, seconds: float, /) -> None:
         """For a native thread."""
+
+    @property
+    def native_socket(self) -> type[socket.socket]:
+        """Blocks the native thread that uses it, as it does without patching."""
+
+    def wait_readable(self, fd: int, seconds: float) -> None:
+        """Wait until a descriptor can be read, or for so long. In a green model other green threads run meanwhile."""
 
     def pause(self) -> None:
         """Let other green threads run."""

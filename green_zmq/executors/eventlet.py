@@ -197,6 +197,12 @@ def start_native(fn: Callable[[], None]) -> None:
 native_lock = _native.Lock
 native_poll = patcher.original("select").poll
 native_sleep = patcher.original("time").sleep
+native_socket = patcher.original("socket").socket
+
+
+def wait_readable(fd: int, seconds: float) -> None:
+    with eventlet.Timeout(seconds, False):
+        hubs.trampoline(fd, read=True)
 
 
 def pause() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 import gevent.event
 import gevent.monkey
+import gevent.socket
 import zmq
 import zmq.green
 from gevent._hub_local import get_hub_if_exists
@@ -202,6 +203,12 @@ def start_native(fn: Callable[[], None]) -> None:
 native_lock = _allocate_lock
 native_poll = gevent.monkey.get_original("select", "poll")
 native_sleep = gevent.monkey.get_original("time", "sleep")
+native_socket = gevent.monkey.get_original("socket", "socket")
+
+
+def wait_readable(fd: int, seconds: float) -> None:
+    with gevent.Timeout(seconds, False):
+        gevent.socket.wait_read(fd)
 
 
 def pause() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -84,6 +85,13 @@ def start_native(fn: Callable[[], None]) -> None:
 native_lock = threading.Lock
 native_poll = select.poll
 native_sleep = time.sleep
+native_socket = socket.socket
+
+
+def wait_readable(fd: int, seconds: float) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll(seconds * 1000)
 
 
 def pause() -> None:

@@ -7,9 +7,9 @@ import importlib
 from typing import Final
 
 from green_zmq.config import Settings
-from green_zmq.notifications.base import Consumer, Dead, Pool, State, Store, Taken
+from green_zmq.notifications.base import Busy, Consumer, Dead, Pool, State, Store, Taken
 
-__all__ = ["Consumer", "Dead", "Pool", "State", "Store", "Taken", "load", "open_store"]
+__all__ = ["Busy", "Consumer", "Dead", "Pool", "State", "Store", "Taken", "load", "open_store"]
 
 # By the directory that is in use.
 _MODULES: Final = {"memory": "sqlite", "sqlite": "sqlite", "redis": "redis"}

@@ -11,10 +11,14 @@ with the first message after its first listener.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from green_zmq.routing import Topic
+
+
+class Busy(Exception):
+    """What was asked for cannot be done without waiting for others; nothing was done."""
 
 
 class Taken(NamedTuple):
@@ -113,6 +117,15 @@ class Store(Protocol):
 
     def append(self, messages: Sequence[tuple[Topic, bytes]]) -> None:
         """Keep them, in this order: all are safe when this returns. If it raises, none is kept as far as is known."""
+
+    def append_at_once(self, topic: Topic, body: bytes) -> Generator[tuple[int, float]]:
+        """As :meth:`append`, in a thread that must not be kept waiting, and may be a green one.
+
+        Yields a descriptor that is to be readable before it is resumed, and how many seconds that may be waited for. If it is
+        closed before its end, nothing is known of the message.
+
+        :raises Busy: it needs :meth:`append`.
+        """
 
     def trim(self, topics: Collection[Topic]) -> Mapping[Topic, int]:
         """Remove what all pools have processed, and what is beyond the bounds; how many of the latter some pool had not."""

@@ -28,7 +28,7 @@ import re
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis
@@ -37,7 +37,7 @@ from green_zmq import executors
 from green_zmq.config import Settings
 from green_zmq.errors import StoreError
 from green_zmq.notifications import scripts
-from green_zmq.notifications.base import Dead, Pool, State, Taken
+from green_zmq.notifications.base import Busy, Dead, Pool, State, Taken
 from green_zmq.redis import Hosts, decode_topic, encode_topic, explain
 from green_zmq.routing import Topic
 
@@ -48,6 +48,8 @@ _SILENT: Final = 0.6
 _PATIENCE: Final = 0.4
 # Seconds until it is tried again, when it has failed.
 _RETRY: Final = 1.0
+# Of that many bytes a socket that has sent all before takes any message whole, at once.
+_AT_ONCE: Final = 8000
 # Messages counted in one command, which keeps others waiting meanwhile.
 _CHUNK: Final = 1000
 
@@ -60,20 +62,39 @@ class RedisStore:
         assert settings.redis is not None
         self._place = settings.store_place
         self._prefix = f"{settings.redis.prefix}:notifications:".encode()
+        self._tls = settings.redis.tls
         self._hosts = Hosts(settings.redis, self._connect, self._disconnect)
         self._connection: Any = None
         self._consumer: RedisConsumer | None = None
         self.bounds = settings.bounds
-        self.poll = executors.load(settings.model).native_poll
+        model = executors.load(settings.model)
+        self.poll, self._native_socket = model.native_poll, model.native_socket
         self.connected_at = 0.0
         self.do(lambda: None)
 
     def append(self, messages: Sequence[tuple[Topic, bytes]]) -> None:
-        commands = [("XADD", self.key("stream", topic), "*", "tries", 0, "body", body) for topic, body in messages]
+        commands = [self._xadd(topic, body) for topic, body in messages]
         # Closed for its idleness, say: what was sent over it would be in doubt.
         if self._connection is not None and self.can_be_read(self._connection):
             self._hosts.disconnect()
         self.do(lambda: self.ask(*commands) if len(commands) < 2 else self._append(commands), twice=False)
+
+    def append_at_once(self, topic: Topic, body: bytes) -> Generator[tuple[int, float]]:
+        connection = self._connection
+        if connection is None or self._tls or len(body) > _AT_ONCE or self.can_be_read(connection):
+            raise Busy
+        done = False
+        try:
+            with self._errors():
+                connection.send_command(*self._xadd(topic, body))
+                yield connection._sock.fileno(), connection.socket_timeout
+                if not self.can_be_read(connection):
+                    raise redis.TimeoutError("it did not answer in time")
+                connection.read_response()
+            done = True
+        finally:
+            if not done:  # the answer is still to come, or must not be relied on
+                self._hosts.disconnect()
 
     def trim(self, topics: Collection[Topic]) -> Mapping[Topic, int]:
         bounds = (self.bounds.messages, round(self.bounds.age * 1000))
@@ -151,6 +172,8 @@ class RedisStore:
         """Another one to the server that is in use."""
         pool = self._hosts.client.connection_pool
         connection = pool.connection_class(**pool.connection_kwargs)
+        if not self._tls:
+            self._make_native(connection)
         connection.connect()
         if self._connection is not None and (connection.host, connection.port) != (
             self._connection.host,
@@ -167,6 +190,9 @@ class RedisStore:
         return bool(poll.poll(seconds * 1000))
 
     # How.
+
+    def _xadd(self, topic: Topic, body: bytes) -> Sequence[object]:
+        return ("XADD", self.key("stream", topic), "*", "tries", 0, "body", body)
 
     def _append(self, commands: Sequence[Sequence[object]]) -> None:
         *_, ids = self.ask(("MULTI",), *commands, ("EXEC",))
@@ -241,6 +267,17 @@ class RedisStore:
             ((found, after),) = self.ask(("EVAL", scripts.COUNT, 1, key, after, count))
             total += found
         return total
+
+    def _make_native(self, connection: Any) -> None:
+        """Have a connection that is made in a patched process use a socket that is not: a green one takes twice the time."""
+        connect = connection._connect
+
+        def connect_natively() -> Any:
+            native = self._native_socket(fileno=connect().detach())
+            native.settimeout(connection.socket_timeout)
+            return native
+
+        connection._connect = connect_natively
 
     def _connect(self) -> None:
         self._connection = None

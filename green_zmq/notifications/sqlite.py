@@ -16,7 +16,7 @@ import os
 import select
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from math import inf
 from posix import close, read  # those in os may wait for a hub, which native threads do not run
 from typing import Final
@@ -27,7 +27,7 @@ from green_zmq.database import NewerSchema, Use, connect, transaction
 from green_zmq.descriptors import Wake
 from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import StoreError
-from green_zmq.notifications.base import Dead, Pool, State, Taken
+from green_zmq.notifications.base import Busy, Dead, Pool, State, Taken
 from green_zmq.routing import Topic
 
 _SCHEMA: Final = """
@@ -91,8 +91,9 @@ select exists (select 1 from consumers c join pools p on p.id = c.pool join topi
     or exists (select 1 from consumers c join taken t using (pool) where c.consumer = :me and not t.held)
     or not exists (select 1 from consumers where consumer = :me)
 """
-# What is written to the log is carried over to the file itself, which waits for the disk, after 8,000 pages of 4 KiB.
-_SETUP: Final = "pragma synchronous = normal; pragma wal_autocheckpoint = 8000;"
+# What is in the log is written back to the file itself, which waits for the disk, when it has so many pages of 4 KiB.
+_PAGES: Final = 8000
+_SETUP: Final = f"pragma synchronous = normal; pragma wal_autocheckpoint = {_PAGES};"
 # Of the schema, kept in the file as its user_version.
 _VERSION: Final = 1
 # Within this time, in seconds, a message is fetched by the consumer whose turn it is; then by any.
@@ -149,6 +150,7 @@ class SqliteStore:
         self._memory = _Memory.of_process(settings.model) if self._path is None else None
         self._use = Use(model) if self._memory is None else self._memory.use
         self._writes = 0
+        self._writes_back = True
         self.opened = 0
         with self._errors("opened"), self._use:
             self.boot = boot_id()
@@ -160,9 +162,33 @@ class SqliteStore:
             for topic, body in messages:
                 self._append(topic, now, None, body)
 
+    def append_at_once(self, topic: Topic, body: bytes) -> Generator[tuple[int, float]]:
+        if not self._use.lock.acquire(False):
+            raise Busy
+        try:
+            if self._is_elsewhere():
+                raise Busy
+            with self._errors("used"):
+                self._checkpoints(False)
+                try:
+                    with transaction(self._database, None):
+                        self._append(topic, time.time(), None, body)
+                except sqlite3.OperationalError as error:
+                    if "locked" in str(error):
+                        raise Busy from None
+                    raise
+            self._count()
+        finally:
+            self._use.lock.release()
+        self._tell()
+        yield from ()
+
     def trim(self, topics: Collection[Topic]) -> Mapping[Topic, int]:
         now = time.time()
         with self.writing() as database:
+            self._checkpoints(True)
+            # If nothing else is written, the log is not looked at.
+            database.execute(f"pragma user_version = {_VERSION}")
             dropped = {topic: self._trim(topic, now) for topic in topics}
             database.execute("delete from dead where died <= ?", (now - self.bounds.age,))
             database.execute("delete from dead where id <= (select max(id) from dead) - ?", (self.bounds.messages,))
@@ -224,12 +250,8 @@ class SqliteStore:
             self._follow()
             with transaction(self._database, self._sleep):
                 yield self._database
-            if self._memory is not None:
-                self._writes += 1
-                self._memory.writes += 1
-        if self._memory is not None:
-            for wake in list(self._memory.news.values()):
-                wake()
+            self._count()
+        self._tell()
 
     def pool(self, topic: Topic, name: str) -> int:
         """Its id; it begins here if it is new."""
@@ -333,6 +355,7 @@ class SqliteStore:
                 f"{_VERSION}); upgrade this one, or set notification_path to another file."
             ) from None
         self._use.opened(self._database)
+        self._writes_back = True
         self.opened += 1
         self._file = self._path.stat().st_ino
 
@@ -382,14 +405,33 @@ class SqliteStore:
 
     def _follow(self) -> None:
         """If somebody removed the file, go on with the one that is there now, as whoever starts does. A fork closes it."""
-        if self._path is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            if not self._use.forked and self._path.stat().st_ino == self._file:
-                return
-        old = self._database
-        self._open()
-        old.close()
+        if self._is_elsewhere():
+            old = self._database
+            self._open()
+            old.close()
+
+    def _checkpoints(self, on: bool) -> None:
+        """Whether transactions of this store that find much in the log write it back to the file."""
+        if on != self._writes_back:
+            self._database.execute(f"pragma wal_autocheckpoint = {_PAGES if on else 0}")
+            self._writes_back = on
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the file must be opened first."""
+        try:
+            return self._path is not None and (self._use.forked or self._path.stat().st_ino != self._file)
+        except FileNotFoundError:
+            return True
+
+    def _count(self) -> None:
+        if self._memory is not None:
+            self._writes += 1
+            self._memory.writes += 1
+
+    def _tell(self) -> None:
+        if self._memory is not None:
+            for wake in list(self._memory.news.values()):
+                wake()
 
     @contextlib.contextmanager
     def _errors(self, done: str) -> Iterator[None]:

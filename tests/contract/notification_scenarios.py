@@ -305,6 +305,13 @@ def send_and_be_killed(url: str, topic: str, values: list[Any], line: str) -> No
         thread.kill()
 
 
+def send_and_be_killed_soon(url: str, topic: str, value: Any) -> None:
+    """A green thread that sends is killed a moment later."""
+    thread = models.spawn(_send_in_vain, url, topic, value)
+    models.sleep(0.3)
+    thread.kill()
+
+
 def _send_in_vain(url: str, topic: str, value: Any) -> None:
     send(url, topic, [value])
     raise AssertionError("it was not killed")

@@ -23,6 +23,7 @@ from oslo_messaging.transport import TransportURL
 from green_zmq import config, notifications
 from green_zmq.notifications import Pool, State, Store
 from tests.contract.harness import GREEN, MODELS, ROOT, Directory, Fleet, Raised, Worker, cpu_shares, following, wait_until
+from tests.servers import RedisServer
 
 # That the store follows a failover is tested with the stores.
 pytestmark = pytest.mark.no_sentinel
@@ -579,6 +580,46 @@ def test_a_notifier_that_is_killed_while_it_waits_leaves_nothing_behind(
     assert seen(worker, 2) == ["wanted", "last"]
 
 
+@pytest.mark.one_directory
+@pytest.mark.parametrize("model", MODELS)
+def test_a_redis_that_hangs_keeps_nobody_else_waiting(start: Start, model: str, topic: str) -> None:
+    with RedisServer() as redis:
+        url = f"zmq+redis://{redis.address}/0"
+        worker = start(model)
+        run(worker, "send", url=url, topic=topic, values=["before"] * 3)
+        redis.pause()
+        waiting = begin(worker, "send", url=url, topic=topic, values=["after"])
+        if model in GREEN:
+            run(worker, "send_and_be_killed_soon", url=url, topic=topic, value="unwanted")
+        for _ in range(20):
+            worker.run("cpu")
+        assert not waiting.done()
+        redis.resume()
+        waiting.result(LIMIT)
+        run(worker, "send", url=url, topic=topic, values=["last"])
+        run(worker, "listen", url=url, topics=[topic], workers=1)
+        # What may have arrived before the answer was lost is sent again.
+        wait_until(lambda: "last" in run(worker, "seen"), LIMIT)
+        found = [value for value in run(worker, "seen") if value != "unwanted"]
+        assert found in (["before"] * 3 + ["after"] * count + ["last"] for count in (1, 2))
+
+
+@pytest.mark.one_directory
+@pytest.mark.parametrize("model", GREEN)
+def test_a_green_thread_that_is_killed_while_redis_answers(start: Start, model: str, topic: str) -> None:
+    with RedisServer() as redis:
+        url = f"zmq+redis://{redis.address}/0"
+        worker = start(model)
+        run(worker, "send", url=url, topic=topic, values=["before"] * 3)
+        redis.pause()
+        run(worker, "send_and_be_killed_soon", url=url, topic=topic, value="in doubt")
+        redis.resume()
+        run(worker, "send", url=url, topic=topic, values=["last"])
+        run(worker, "listen", url=url, topics=[topic], workers=1)
+        wait_until(lambda: "last" in run(worker, "seen"), LIMIT)
+        assert [value for value in run(worker, "seen") if value != "in doubt"] == ["before"] * 3 + ["last"]
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Somebody writes all the time."""
@@ -663,7 +704,7 @@ def test_a_disk_that_takes_nothing(
         assert error.value.name == "StoreError"
         assert "space" in error.value.text
         stored = worker.run("counts", url=url).get("notifications stored", 0)
-        waiting = begin(worker, "send", url=url, topic=topic, values=["last"])
+        waiting = begin(worker, "send", url=url, topic=topic, values=[f"last {'x' * 20_000}"])
         away(worker)
         run(worker, "remount", folder=str(tmp_path / "disk"), options=after)
         waiting.result(LIMIT)
