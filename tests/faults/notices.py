@@ -16,6 +16,7 @@ import oslo_messaging
 from oslo_config import cfg
 
 import green_zmq
+from green_zmq.errors import StoreError
 from tests.contract import models, scenarios
 from tests.contract.models import parallel
 from tests.faults import forks, kill
@@ -73,10 +74,14 @@ def notify(url: str, topic: str, path: str, name: str, senders: int) -> None:
 
 def listen(url: str, topic: str, path: str, name: str) -> None:
     transport, listening = oslo_messaging.get_notification_transport(cfg.CONF, url), _Listening(path)
-    server = green_zmq.get_notification_listener(
-        transport, [oslo_messaging.Target(topic=topic)], [listening], executor=scenarios.EXECUTORS[models.name]
-    )
-    server.start()
+    targets, executor = [oslo_messaging.Target(topic=topic)], scenarios.EXECUTORS[models.name]
+    while True:
+        server = green_zmq.get_notification_listener(transport, targets, [listening], executor=executor)
+        try:
+            server.start()
+            break
+        except StoreError:  # it is just being killed
+            models.sleep(0.1)
     listening.note("listens", name)
 
 

@@ -61,7 +61,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
     if request.param == "sqlite":
         yield f"zmq://?directory_path={tmp_path}/directory.sqlite&{query}", None
     else:
-        with RedisServer("appendonly yes") as server:
+        # With everysec Redis answers before it has written anything, for up to 2 s, when the disk is slow.
+        with RedisServer("appendonly yes", "appendfsync always") as server:
             yield f"zmq+redis://{server.address}/0?rpc_zmq_host=127.0.0.1&redis_timeout=1&{query}", server
 
 
