@@ -166,9 +166,9 @@ class SqliteStore:
         if not self._use.lock.acquire(False):
             raise Busy
         try:
-            if self._is_elsewhere():
-                raise Busy
             with self._errors("used"):
+                if self._is_elsewhere():
+                    raise Busy
                 self._checkpoints(False)
                 try:
                     with transaction(self._database, None):
