@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,14 @@ def one_round(notifier: Process, listener: Process, url: str, topic: str, option
     }
 
 
+def idle_percent(process: Process, seconds: float) -> float:
+    """Of a core, while nothing happens."""
+    time.sleep(min(seconds, 2.0))
+    before = process.ask("usage")["cpu"]
+    time.sleep(seconds)
+    return float((process.ask("usage")["cpu"] - before) / seconds * 100) if seconds else 0.0
+
+
 def measure(model: str, options: argparse.Namespace, contenders: dict[str, str]) -> Result:
     with contextlib.ExitStack() as stack:
         notifier, listener = (stack.enter_context(Process(model)) for _ in range(2))
@@ -49,7 +58,8 @@ def measure(model: str, options: argparse.Namespace, contenders: dict[str, str])
             # Each goes first in turn, so that a drift of the machine favours none.
             for name in list(contenders)[:: -1 if i % 2 else 1]:
                 rounds[name].append(one_round(notifier, listener, contenders[name], topics[name], options))
-    result: Result = {"model": model}
+        idle = idle_percent(listener, options.idle)
+    result: Result = {"model": model, "idle": idle}
     for name, results in rounds.items():
         result[name] = {key: median(each[key] for each in results) for key in results[0]}
         if "url" in rounds and name != "url":
@@ -67,6 +77,7 @@ def show(result: Result) -> None:
                 f"{row['p50']:8.2f}{row['p99']:8.2f}{row['notifier']:10.0f}{row['listener']:10.0f}",
                 flush=True,
             )
+    print(f"{result['model']:9}idle: {result['idle']:.2f} % of a core, for the listeners to all of these", flush=True)
 
 
 @contextlib.contextmanager
@@ -88,6 +99,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=500, help="characters of the payload (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of sending in one round of one contender (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each contender (%(default)s)")
+    parser.add_argument(
+        "--idle", type=float, default=10.0, help="seconds for which listeners without work are looked at (%(default)s)"
+    )
     parser.add_argument("--url", help="a further contender: any transport URL")
     parser.add_argument("--only", help="names of contenders (sqlite,redis,url)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each model")
