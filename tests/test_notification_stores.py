@@ -579,6 +579,18 @@ def test_what_a_living_consumer_has_is_left_to_it(opener: Opener, store: Store, 
     consumer.acknowledge(taken)
 
 
+def test_who_was_slow_keeps_what_nobody_has_taken_over(opener: Opener, store: Store, topic: Topic) -> None:
+    consumer = opener.consume(topic, takeover=1)
+    send(store, topic, b"0", b"1")
+    taken = take(consumer, 1)
+    time.sleep(0.8)  # it is the time that is to pass, and nothing else
+    assert bodies(take(consumer, 1)) == [b"1"]
+    assert consumer.take(1) == []
+    consumer.acknowledge(taken)
+    (pool,) = state(store, topic).pools
+    assert (pool.waiting, pool.taken, pool.consumers) == (0, 1, 1)
+
+
 # Bounds.
 
 

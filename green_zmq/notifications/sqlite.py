@@ -261,12 +261,17 @@ class SqliteStore:
         (pool,) = database.execute("select id from pools where topic = ? and name = ?", (id, name)).fetchone()
         return int(pool)
 
-    def bury(self, now: float) -> None:
-        """What dead consumers had is for whoever comes first."""
+    def bury(self, now: float, but: bytes = b"") -> None:
+        """What dead consumers had is for whoever comes first.
+
+        :param but: who is alive, however long it has not said so.
+        """
         database = self._database
         rows = database.execute("select distinct consumer, boot, process, expires from consumers").fetchall()
         dead = [
-            (consumer,) for consumer, boot, process, expires in rows if boot != self.boot or expires <= now or not runs(process)
+            (consumer,)
+            for consumer, boot, process, expires in rows
+            if consumer != but and (boot != self.boot or expires <= now or not runs(process))
         ]
         database.executemany("update taken set consumer = null, held = 0 where consumer = ?", dead)
         database.executemany("delete from consumers where consumer = ?", dead)
@@ -472,6 +477,7 @@ class SqliteConsumer:
         if not self._is_due(most, now, seen):
             return []
         with self._store.writing() as database:
+            now = time.monotonic()  # others may have been waited for
             if self._renew_at <= now or self._opened != self._store.opened:
                 self._live(database, now)
             taken = self._fetch(database, most, now) if most else []
@@ -547,7 +553,7 @@ class SqliteConsumer:
             store.unwatch(self._news)
             self._news = store.watch()
             self._opened = store.opened
-        store.bury(now)
+        store.bury(now, self._id)
         database.executemany(
             "insert into consumers values (?, ?, ?, ?, ?) on conflict do update set expires = excluded.expires",
             [(pool, self._id, store.boot, self._process, now + _EXPIRE * takeover) for pool in self._pools],

@@ -29,7 +29,7 @@ IN_WORK = 2.0
 # Until a process that is sent the signal is dead, seconds.
 DYING = 1.0
 # Until a dead listener is replaced by another, seconds.
-TAKEOVER = 3
+TAKEOVER = 6
 
 
 class Processes:
