@@ -97,7 +97,7 @@ _SETUP: Final = f"pragma synchronous = normal; pragma wal_autocheckpoint = {_PAG
 # Of the schema, kept in the file as its user_version.
 _VERSION: Final = 1
 # Within this time, in seconds, a message is fetched by the consumer whose turn it is; then by any.
-_TURN: Final = 0.03
+_TURN: Final = 0.1
 # Of the time until another consumer has what a dead one had: how often each says that it lives and looks whether the others do,
 # and how old their word may be.
 _RENEW: Final = 0.2
