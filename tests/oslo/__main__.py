@@ -10,7 +10,7 @@ import sys
 from tests.servers import RedisServer
 
 # Most tests of notifications wait for 15 s whether another one comes.
-_COMMAND = ("stestr", "run", "--concurrency", "4")
+_COMMAND = ("stestr", "run", "--concurrency", "8")
 
 
 def run(notify: str, *which: str) -> int:
