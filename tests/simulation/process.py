@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +32,9 @@ class Loop:
     def __init__(self, process: Process) -> None:
         clock = process.world.clock
         self.process = process
-        self.model = SimpleNamespace(NAME="threads", Event=partial(Event, clock), pause=lambda: None)
+        self.model = SimpleNamespace(
+            NAME="threads", Event=partial(Event, clock), pause=lambda: None, native_lock=threading.Lock
+        )
         self.timed: list[Any] = []
         self.settle: Callable[[], None] = lambda: None
         self.on_crash: Callable[[], None] | None = None
