@@ -580,14 +580,30 @@ def test_a_notifier_that_is_killed_while_it_waits_leaves_nothing_behind(
     assert seen(worker, 2) == ["wanted", "last"]
 
 
+@contextlib.contextmanager
+def hanging(worker: Worker, topic: str) -> Iterator[tuple[str, RedisServer]]:
+    """A Redis that has stored from this worker, and does not answer now; its URL and it."""
+    with RedisServer() as redis:
+        url = f"zmq+redis://{redis.address}/0"
+        run(worker, "send", url=url, topic=topic, values=["before"] * 3)
+        redis.pause()
+        yield url, redis
+
+
+def seen_to_the_last(worker: Worker, url: str, topic: str) -> list[Any]:
+    """All that was stored, by a listener that begins now."""
+    run(worker, "send", url=url, topic=topic, values=["last"])
+    run(worker, "listen", url=url, topics=[topic], workers=1)
+    wait_until(lambda: "last" in run(worker, "seen"), LIMIT)
+    found: list[Any] = run(worker, "seen")
+    return found
+
+
 @pytest.mark.one_directory
 @pytest.mark.parametrize("model", MODELS)
 def test_a_redis_that_hangs_keeps_nobody_else_waiting(start: Start, model: str, topic: str) -> None:
-    with RedisServer() as redis:
-        url = f"zmq+redis://{redis.address}/0"
-        worker = start(model)
-        run(worker, "send", url=url, topic=topic, values=["before"] * 3)
-        redis.pause()
+    worker = start(model)
+    with hanging(worker, topic) as (url, redis):
         waiting = begin(worker, "send", url=url, topic=topic, values=["after"])
         if model in GREEN:
             run(worker, "send_and_be_killed_soon", url=url, topic=topic, value="unwanted")
@@ -596,28 +612,20 @@ def test_a_redis_that_hangs_keeps_nobody_else_waiting(start: Start, model: str, 
         assert not waiting.done()
         redis.resume()
         waiting.result(LIMIT)
-        run(worker, "send", url=url, topic=topic, values=["last"])
-        run(worker, "listen", url=url, topics=[topic], workers=1)
         # What may have arrived before the answer was lost is sent again.
-        wait_until(lambda: "last" in run(worker, "seen"), LIMIT)
-        found = [value for value in run(worker, "seen") if value != "unwanted"]
+        found = [value for value in seen_to_the_last(worker, url, topic) if value != "unwanted"]
         assert found in (["before"] * 3 + ["after"] * count + ["last"] for count in (1, 2))
 
 
 @pytest.mark.one_directory
 @pytest.mark.parametrize("model", GREEN)
 def test_a_green_thread_that_is_killed_while_redis_answers(start: Start, model: str, topic: str) -> None:
-    with RedisServer() as redis:
-        url = f"zmq+redis://{redis.address}/0"
-        worker = start(model)
-        run(worker, "send", url=url, topic=topic, values=["before"] * 3)
-        redis.pause()
+    worker = start(model)
+    with hanging(worker, topic) as (url, redis):
         run(worker, "send_and_be_killed_soon", url=url, topic=topic, value="in doubt")
         redis.resume()
-        run(worker, "send", url=url, topic=topic, values=["last"])
-        run(worker, "listen", url=url, topics=[topic], workers=1)
-        wait_until(lambda: "last" in run(worker, "seen"), LIMIT)
-        assert [value for value in run(worker, "seen") if value != "in doubt"] == ["before"] * 3 + ["last"]
+        found = [value for value in seen_to_the_last(worker, url, topic) if value != "in doubt"]
+        assert found == ["before"] * 3 + ["last"]
 
 
 @contextlib.contextmanager
