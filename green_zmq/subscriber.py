@@ -48,6 +48,7 @@ _PROCESSED, _REQUEUED, _UNTRIED = range(3)
 _TRIM: Final = 1.0
 # So many windows of messages that wait to be given back are too many to take more.
 _MOST: Final = 4
+_ASIDE: Final = "put aside notification %s to %s of exchange '%s', pool '%s': %s; see green-zmq notifications"
 # Who has just taken something looks again after this time, seconds: by then others have come, or been processed, which together
 # cost as much as one alone. The first of many is taken at once.
 _PACE: Final = 0.001
@@ -188,7 +189,7 @@ class Share:
         self._settled: deque[tuple[Taken, int]] = deque()
         # What the store is to be told yet.
         self._done: list[Taken] = []
-        self._aside: list[Taken] = []
+        self._aside: list[tuple[Taken, str]] = []  # with the reason
         self._untried: list[Taken] = []
         self._requeued: list[tuple[float, Taken]] = []
         # Messages that are here, in whatever state.
@@ -289,7 +290,7 @@ class Share:
             elif taken.tries < self._bounds.tries:
                 self._requeued.append((now + delay(taken.tries), taken))
             else:
-                self._put_aside(taken, f"it was tried {taken.tries} times")
+                self._aside.append((taken, f"it was tried {taken.tries} times"))
 
     def _tell(self, consumer: Consumer, now: float) -> None:
         """The store, what became of messages; what it does not take now, it is told again."""
@@ -301,9 +302,11 @@ class Share:
             self._done = []
             self._trim_at = min(self._trim_at, time.monotonic() + _TRIM)
         if self._aside:
-            consumer.put_aside(self._aside)
+            consumer.put_aside([taken for taken, _ in self._aside])
             counts["notifications put aside"] += len(self._aside)
             self._held -= len(self._aside)
+            for taken, reason in self._aside:  # whoever reads it in the log finds it
+                self._log(logging.ERROR, _ASIDE, taken.name, taken.topic.name, taken.topic.exchange, self._pool, reason)
             self._aside = []
         due = [taken for at, taken in self._requeued if at <= now]
         if due:
@@ -329,22 +332,17 @@ class Share:
         messages = []
         for each in taken:
             if each.tries > self._bounds.tries:
-                self._put_aside(each, f"its listeners have died of it, or with it, {each.tries - 1} times")
+                self._aside.append((each, f"its listeners have died of it, or with it, {each.tries - 1} times"))
                 continue
             try:
                 ctxt, message = wire.decode_stored(each.body, _nothing)
             except (WireError, TypeError, ValueError) as error:
-                self._put_aside(each, f"it cannot be made out: {error}")
+                self._aside.append((each, f"it cannot be made out: {error}"))
             else:
                 messages.append(Notification(self._listener, each, ctxt, message))
         with contextlib.suppress(TransportClosed):
             self._subscriber.post(lambda now: self._listener.arrived(messages, now))
         return True
-
-    def _put_aside(self, taken: Taken, reason: str) -> None:
-        self._aside.append(taken)
-        text = "put aside notification %s to %s of exchange '%s', pool '%s': %s; see green-zmq notifications"
-        self._log(logging.ERROR, text, taken.name, taken.topic.name, taken.topic.exchange, self._pool, reason)
 
     def _pause(self) -> None:
         """Until the store is tried again, or this is to end."""
