@@ -7,24 +7,20 @@ import argparse
 import contextlib
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from green_zmq.bench.processes import MODELS
 from tests.nodes import Nodes, topic
 from tests.servers import RedisServer
 
-MODELS = ("threads", "eventlet", "gevent")
 INDEX = "green_zmq:members"
 # The nodes of the first process pretend to be of another host, whose processes cannot be looked at.
 ELSEWHERE = "another host"

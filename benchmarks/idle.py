@@ -8,18 +8,19 @@ import contextlib
 import tempfile
 import time
 
-from processes import MODELS, Process
+from benchmarks import TOPIC, WORK
+from green_zmq.bench.processes import MODELS, Process
 
 
 def measure(model: str, url: str, peers: int, processes: int, seconds: float) -> None:
     with contextlib.ExitStack() as stack:
-        control, client, *servers = (stack.enter_context(Process(model)) for _ in range(processes + 2))
+        control, client, *servers = (stack.enter_context(Process(model, WORK)) for _ in range(processes + 2))
         everybody = [f"server-{i}" for i in range(peers)]
         names = [everybody[part::processes] for part in range(processes)]
         for server, some in zip(servers, names, strict=True):
-            server.ask("serve", url=url, servers=some)
+            server.ask("serve", url=url, topic=TOPIC, servers=some)
         start = time.monotonic()
-        client.ask("reach", url=url, servers=everybody)
+        client.ask("reach", url=url, topic=TOPIC, servers=everybody)
         print(f"{model}: {peers} peers reached in {time.monotonic() - start:.1f} s", flush=True)
         time.sleep(2)  # what follows a call: acknowledgements, garbage
         watched = {"client": client, "without a driver": control}

@@ -10,7 +10,8 @@ import argparse
 import sys
 import tempfile
 
-from processes import MODELS, Process
+from benchmarks import TOPIC, WORK
+from green_zmq.bench.processes import MODELS, Process
 
 # What the driver counts when an answer comes a second time.
 _TWICE = "answers nobody waits for"
@@ -21,9 +22,9 @@ def soak(model: str, url: str, calls: int, callers: int, part: int) -> bool:
     problems = 0
     worst = seconds = 0.0
     medians = []
-    with Process(model) as server, Process(model) as client:
+    with Process(model, WORK) as server, Process(model, WORK) as client:
         print(f"{model}: {calls} calls by {callers} callers; server {server.pid}, client {client.pid}", flush=True)
-        server.ask("serve", url=url, servers=["one"])
+        server.ask("serve", url=url, topic=TOPIC, servers=["one"])
         # In parts, so that what goes wrong is shown when it happens.
         for first in range(1, calls + 1, part):
             count = min(part, calls + 1 - first)
@@ -42,7 +43,7 @@ def soak(model: str, url: str, calls: int, callers: int, part: int) -> bool:
                 if found:
                     problems += len(found)
                     print(f"  {what}: {len(found)} of the calls from {first} on, such as {found[:5]}", flush=True)
-        counts = {"client": client.ask("counts", url=url), "server": server.ask("counts", url=url)}
+        counts = {"client": client.ask("counts"), "server": server.ask("counts")}
     twice = counts["client"].get(_TWICE, 0)
     problems += twice
     print(

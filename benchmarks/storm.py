@@ -11,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from processes import MODELS, Process
+from benchmarks import TOPIC, WORK
+from green_zmq.bench.processes import MODELS, Process
 
 # How long the peers are away, and the most that it may take until all have answered, seconds.
 AWAY, LIMIT = 10.0, 60.0
@@ -47,9 +48,9 @@ def watch(client: Process) -> Watch:
 
 def storm(client: Process, url: str, names: list[str], what: str, come_back: Callable[[], None]) -> None:
     """Call everybody while they are away, and have them come back."""
-    while client.ask("counts", url=url)["connections open"]:
+    while client.ask("counts")["connections open"]:
         time.sleep(0.05)
-    before = client.ask("counts", url=url)
+    before = client.ask("counts")
     client.tell("reach_together", url=url, servers=names, timeout=AWAY + LIMIT)
     time.sleep(1)  # what making so many calls costs is not what is looked for
     away = watch(client)
@@ -60,7 +61,7 @@ def storm(client: Process, url: str, names: list[str], what: str, come_back: Cal
     served = back.seconds
     reached = client.answer()
     seconds, used = back.seconds, back.cpu
-    after = client.ask("counts", url=url)
+    after = client.ask("counts")
     attempts = after["connections attempted"] - before["connections attempted"]
     print(
         f"  {what:8} away: {share:5.1f} % of a core; back within {served:4.1f} s, all answered after {seconds:4.1f} s "
@@ -73,10 +74,10 @@ def measure(model: str, url: str, peers: int, processes: int) -> None:
     everybody = [f"server-{i}" for i in range(peers)]
     parts = [everybody[part::processes] for part in range(processes)]
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(Process(model))
-        servers = [stack.enter_context(Process(model)) for _ in parts]
+        client = stack.enter_context(Process(model, WORK))
+        servers = [stack.enter_context(Process(model, WORK)) for _ in parts]
         for server, some in zip(servers, parts, strict=True):
-            server.ask("serve", url=url, servers=some)
+            server.ask("serve", url=url, topic=TOPIC, servers=some)
         client.ask("reach_together", url=url, servers=everybody, timeout=LIMIT)
         print(f"{model}: {peers} peers in {processes} processes", flush=True)
 
@@ -85,9 +86,9 @@ def measure(model: str, url: str, peers: int, processes: int) -> None:
                 os.kill(server.pid, signal.SIGCONT)
 
         def start_anew() -> None:
-            anew = [stack.enter_context(Process(model)) for _ in parts]
+            anew = [stack.enter_context(Process(model, WORK)) for _ in parts]
             for server, some in zip(anew, parts, strict=True):
-                server.tell("serve", url=url, servers=some)
+                server.tell("serve", url=url, topic=TOPIC, servers=some)
             for server in anew:
                 server.answer()
 
@@ -100,14 +101,14 @@ def measure(model: str, url: str, peers: int, processes: int) -> None:
 
 
 def come_and_go(model: str, url: str, rounds: int) -> None:
-    with Process(model) as client, Process(model) as server:
+    with Process(model, WORK) as client, Process(model, WORK) as server:
         figures: list[dict[str, float]] = []
         for i in range(rounds + 2):  # two to warm up
             names = [f"server-{i}-{n}" for n in range(50)]
-            server.ask("serve", url=url, servers=names)
+            server.ask("serve", url=url, topic=TOPIC, servers=names)
             client.ask("reach_together", url=url, servers=names, timeout=LIMIT)
-            server.ask("leave")
-            while client.ask("counts", url=url)["connections open"]:
+            server.ask("leave", topic=TOPIC)
+            while client.ask("counts")["connections open"]:
                 time.sleep(0.01)
             if i:
                 figures.append(client.ask("held"))

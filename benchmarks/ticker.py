@@ -7,7 +7,8 @@ import argparse
 import tempfile
 from typing import Any
 
-from processes import Process
+from benchmarks import TOPIC, WORK
+from green_zmq.bench.processes import Process
 
 # Nobody listens at the one; packets to the other, of a network for examples (RFC 5737), get no answer or no route.
 _CLOSED = ("127.0.0.1", 1)
@@ -30,15 +31,15 @@ def watch(what: str, name: str, processes: dict[str, Process], **arguments: Any)
 
 def measure(model: str, url: str, seconds: float) -> None:
     print(model)
-    with Process(model) as server, Process(model) as client:
+    with Process(model, WORK) as server, Process(model, WORK) as client:
         both = {"client": client, "server": server}
         alone = {"client": client}
         for process in both.values():
             process.ask("make_large")
             process.ask("freeze")
         watch("without the driver", "idle", alone, seconds=seconds)
-        server.ask("serve", url=url, servers=["one"])
-        client.ask("reach", url=url, servers=["one"])
+        server.ask("serve", url=url, topic=TOPIC, servers=["one"])
+        client.ask("reach", url=url, topic=TOPIC, servers=["one"])
         watch("idle", "idle", both, seconds=seconds)
         watch("64 callers", "load", both, url=url, callers=64, seconds=seconds)
         for name, (host, port) in (("closed", _CLOSED), ("unroutable", _UNROUTABLE)):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of the benchmarks do. Imported in processes that are patched already.
-
-Arguments and results of the public functions are JSON. Transports are kept by their URL, so that a process stays warm.
+"""What the processes of the benchmarks do, besides what those of ``green-zmq bench`` do. Imported in processes that are patched
+already.
 """
 
 from __future__ import annotations
@@ -10,41 +9,33 @@ import ctypes
 import functools
 import gc
 import os
-import resource
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import oslo_messaging
-from bare import BareDriver
-from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport, TransportURL
 
-import green_zmq
+from benchmarks import TOPIC
 from green_zmq import executors
+from green_zmq.bench import work
+from green_zmq.bench.work import client, close, conf, leave, reach, send, serve, together, transport, transports, usage
 from green_zmq.config import read
 from green_zmq.directory import open_directory
 from green_zmq.routing import Node, Topic
 
-LARGE = 64 << 20
-PAYLOAD = {"host": "compute-1", "ids": [1, 2, 3], "text": "a small payload"}
+__all__ = ["close", "leave", "reach", "serve", "usage"]
 
-_conf = cfg.CONF  # oslo.messaging's client works with no other
-_conf([], project="benchmarks")
-_transports: dict[str, RPCTransport] = {}
-_servers: list[Any] = []
+LARGE = 64 << 20
+
 _executed: list[int] = []
 _large: list[str] = []
 
 
-class Service:
-    def echo(self, ctxt: Any, value: Any) -> Any:  # noqa: ARG002 (oslo.messaging passes it by name)
-        return value
-
-    def record(self, ctxt: Any, value: int) -> int:  # noqa: ARG002
+class _Service:
+    def record(self, ctxt: Any, value: int) -> int:  # noqa: ARG002 (oslo.messaging passes it by name)
         _executed.append(value)
         return -value
 
@@ -55,146 +46,16 @@ class Service:
         return _large[0]
 
 
-def _transport(url: str) -> RPCTransport:
-    transport = _transports.get(url)
-    if transport is None:
-        if url.startswith("bare:"):
-            transport = RPCTransport(BareDriver(_conf, TransportURL.parse(_conf, url)))
-        else:
-            transport = oslo_messaging.get_rpc_transport(_conf, url)
-        _transports[url] = transport
-    return transport
-
-
-def _client(url: str, server: str | None = None, timeout: float = 60) -> Any:
-    target = oslo_messaging.Target(topic="benchmark", server=server)
-    return oslo_messaging.get_rpc_client(_transport(url), target, timeout=timeout)
-
-
-def _run(fns: list[Callable[[], None]]) -> None:
-    """All at once, each in a thread, which in a patched process is a green one."""
-    threads = [threading.Thread(target=fn) for fn in fns]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def serve(url: str, servers: list[str]) -> None:
-    """Listen with these server names, each with a transport of its own if they are several."""
-    executor = {"threads": "threading"}.get(executors.detect(), executors.detect())
-    for i, name in enumerate(servers):
-        transport = oslo_messaging.get_rpc_transport(_conf, url) if i else _transport(url)
-        _transports[f"{url} {name}" if i else url] = transport
-        target = oslo_messaging.Target(topic="benchmark", server=name)
-        server = green_zmq.get_rpc_server(transport, target, [Service()], executor=executor)
-        server.start()
-        _servers.append(server)
-
-
-def calls(url: str, callers: int, seconds: float) -> dict[str, Any]:
-    """Echo calls, as many as go in that time."""
-    client = _client(url)
-    latencies: list[float] = []
-    start = time.perf_counter()
-    end = start + seconds
-
-    def call() -> None:
-        now = time.perf_counter()
-        while now < end:
-            before = now
-            client.call({}, "echo", value=PAYLOAD)
-            now = time.perf_counter()
-            latencies.append(now - before)
-
-    _run([call] * callers)
-    latencies.sort()
-    n = len(latencies)
-    return {
-        "calls": n,
-        "rate": n / (time.perf_counter() - start),
-        "p50": latencies[n // 2] * 1000,
-        "p99": latencies[n * 99 // 100] * 1000,
-        "max": latencies[-1] * 1000,
-    }
-
-
-class _Listening:
-    """An endpoint that counts, and tells when it has counted as many as are waited for."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sent = 0
-        self.last = 0.0
-
-    def info(self, ctxt: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:  # noqa: ARG002
-        self.count += 1
-        self.last = time.monotonic()
-
-
-_listening: dict[str, _Listening] = defaultdict(_Listening)
-
-
-def listen(url: str, topic: str) -> None:
-    transport = _transports[f"{url} {topic}"] = oslo_messaging.get_notification_transport(_conf, url)
-    target = oslo_messaging.Target(topic=topic)
-    executor = {"threads": "threading"}.get(executors.detect(), executors.detect())
-    server = green_zmq.get_notification_listener(transport, [target], [_listening[topic]], executor=executor)
-    server.start()
-    _servers.append(server)
-
-
-def notify(url: str, topic: str, notifiers: int, seconds: float, size: int) -> dict[str, Any]:
-    """Notifications, as many as go in that time."""
-    if f"notify {url}" not in _transports:
-        _transports[f"notify {url}"] = oslo_messaging.get_notification_transport(_conf, url)
-    payload = {"text": "x" * size}
-    latencies: list[float] = []
-    began = time.monotonic()
-
-    def run() -> None:
-        notifier = oslo_messaging.Notifier(
-            _transports[f"notify {url}"], driver="messagingv2", publisher_id="benchmark", topics=[topic]
-        )
-        now = time.monotonic()
-        while now < began + seconds:
-            before = now
-            notifier.info({}, "benchmark", payload)
-            now = time.monotonic()
-            latencies.append(now - before)
-
-    _run([run] * notifiers)
-    ended = time.monotonic()
-    _listening[topic].sent += len(latencies)
-    latencies.sort()
-    return {
-        "count": len(latencies),
-        "total": _listening[topic].sent,
-        "began": began,
-        "ended": ended,
-        "p50": latencies[len(latencies) // 2] * 1000,
-        "p99": latencies[len(latencies) * 99 // 100] * 1000,
-    }
-
-
-def notified(topic: str, count: int) -> float:
-    """Wait until so many have been processed since this process listens; when the last was."""
-    listening = _listening[topic]
-    give_up = time.monotonic() + 120
-    while listening.count < count:
-        if time.monotonic() > give_up:
-            raise RuntimeError(f"{listening.count} of {count} notifications have been processed")
-        time.sleep(0.005)
-    return listening.last
+work.endpoints.append(_Service())
 
 
 def load(url: str, callers: int, seconds: float) -> str:
-    return f"{calls(url, callers, seconds)['rate']:.0f} calls/s"
+    return f"{send(url, TOPIC, 'call', callers, 100, seconds)['count'] / seconds:.0f} calls/s"
 
 
 def soak(url: str, callers: int, first: int, count: int) -> dict[str, Any]:
     """Calls with the values ``first`` and following; what went wrong with them, and how long they took."""
-    client = _client(url)
+    server = client(url, TOPIC)
     values = iter(range(first, first + count))
     latencies: list[tuple[float, float, int]] = []
     lost: list[list[Any]] = []
@@ -205,7 +66,7 @@ def soak(url: str, callers: int, first: int, count: int) -> dict[str, Any]:
         for value in values:  # the iterator of a range gives each value to one thread
             before = time.perf_counter()
             try:
-                answer = client.call({}, "record", value=value)
+                answer = server.call({}, "record", value=value)
             except Exception as error:
                 lost.append([value, f"{type(error).__name__}: {error}"])
             else:
@@ -214,7 +75,7 @@ def soak(url: str, callers: int, first: int, count: int) -> dict[str, Any]:
             now = time.perf_counter()
             latencies.append((now - before, before - start, value))
 
-    _run([call] * callers)
+    together([call] * callers)
     latencies.sort()
     return {
         "seconds": time.perf_counter() - start,
@@ -236,16 +97,12 @@ def executed(first: int, count: int) -> dict[str, Any]:
     }
 
 
-def counts(url: str) -> dict[str, int]:
-    """What the driver has counted."""
-    driver = _transport(url)._driver
-    return driver.counts() if hasattr(driver, "counts") else {}
-
-
-def reach(url: str, servers: list[str]) -> None:
-    """Call each server once."""
-    for name in servers:
-        assert _client(url, name).call({}, "echo", value=1) == 1
+def counts() -> dict[str, int]:
+    """What the drivers of this process have counted."""
+    found: Counter[str] = Counter()
+    for each in transports.values():
+        found.update(each._driver.counts())
+    return found
 
 
 def reach_together(url: str, servers: list[str], timeout: float) -> dict[str, Any]:
@@ -254,40 +111,37 @@ def reach_together(url: str, servers: list[str], timeout: float) -> dict[str, An
 
     def call(name: str) -> None:
         try:
-            assert _client(url, name, timeout).call({}, "echo", value=1) == 1
+            assert client(url, TOPIC, name, timeout).call({}, "echo", value=1) == 1
         except oslo_messaging.MessagingTimeout as error:
             errors.append(error)
 
     start = time.perf_counter()
-    _run([functools.partial(call, name) for name in servers])
+    together([functools.partial(call, name) for name in servers])
     return {"seconds": time.perf_counter() - start, "errors": len(errors)}
 
 
-def leave() -> None:
-    """Stop and clean up everything that this process serves."""
-    _run([server.stop for server in _servers])
-    _run([server.wait for server in _servers])
-    _run([transport.cleanup for transport in _transports.values()])
-    _servers.clear()
-    _transports.clear()
+_crowd: list[RPCTransport] = []
+
+
+def call_once(url: str, count: int) -> None:
+    """As so many clients, each with a transport of its own, that then do nothing."""
+    for _ in range(count):
+        _crowd.append(oslo_messaging.get_rpc_transport(conf, url))
+        to = oslo_messaging.get_rpc_client(_crowd[-1], oslo_messaging.Target(topic=TOPIC), timeout=60)
+        assert to.call({}, "echo", value=1) == 1
+
+
+def hang_up() -> None:
+    """What those have."""
+    together([each.cleanup for each in _crowd])
+    _crowd.clear()
 
 
 def held() -> dict[str, float]:
     """What this process holds: descriptors, and MiB of memory."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {"descriptors": len(list(Path("/proc/self/fd").iterdir())), "MiB": pages * resource.getpagesize() / 2**20}
-
-
-def usage() -> dict[str, float]:
-    """What this process has used so far: CPU seconds, voluntary context switches, full garbage collections."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "cpu": used.ru_utime + used.ru_stime,
-        "switches": used.ru_nvcsw,
-        "collections": gc.get_stats()[2]["collections"],
-    }
+    return {"descriptors": len(list(Path("/proc/self/fd").iterdir())), "MiB": usage()["MiB"]}
 
 
 def freeze() -> None:
@@ -342,15 +196,15 @@ def idle(seconds: float) -> str:
 
 def announce_dead(url: str, host: str, port: int, server: str) -> None:
     """Register a server in the directory that nobody runs at that address."""
-    directory = open_directory(read(_conf, TransportURL.parse(_conf, url)))
+    directory = open_directory(read(conf, TransportURL.parse(conf, url)))
     node = Node(os.urandom(16), host, port, "dead", os.getpid(), executors.detect())
-    directory.announce(node, [(Topic("openstack", "benchmark"), server)])
+    directory.announce(node, [(Topic("openstack", TOPIC), server)])
     directory.close()
 
 
 def call_dead(url: str, server: str, timeout: float) -> str:
     try:
-        _client(url, server, timeout).call({}, "echo", value=1)
+        client(url, TOPIC, server, timeout).call({}, "echo", value=1)
     except oslo_messaging.MessagingTimeout as error:
         return f"{type(error).__name__}: {error}"
     raise RuntimeError("a dead server answered")
@@ -358,10 +212,10 @@ def call_dead(url: str, server: str, timeout: float) -> str:
 
 def cast_dead(url: str, server: str, size: int, count: int) -> str:
     """Messages that stay pending."""
-    client = _client(url, server)
+    to = client(url, TOPIC, server)
     text = "x" * size
-    _run([lambda: client.cast({}, "echo", value=text)] * count)
-    return f"{counts(url).get('messages in the outbox')} messages in the outbox"
+    together([lambda: to.cast({}, "echo", value=text)] * count)
+    return f"{counts().get('messages in the outbox')} messages in the outbox"
 
 
 def make_large() -> None:
@@ -371,26 +225,17 @@ def make_large() -> None:
 
 def send_large(url: str, server: str) -> str:
     start = time.perf_counter()
-    assert _client(url, server).call({}, "length", value=_large[0]) == LARGE
+    assert client(url, TOPIC, server).call({}, "length", value=_large[0]) == LARGE
     return f"{time.perf_counter() - start:.2f} s"
 
 
 def receive_large(url: str, server: str) -> str:
     start = time.perf_counter()
-    assert len(_client(url, server).call({}, "large")) == LARGE
+    assert len(client(url, TOPIC, server).call({}, "large")) == LARGE
     return f"{time.perf_counter() - start:.2f} s"
 
 
 def clean_up(url: str) -> str:
     start = time.perf_counter()
-    _transports.pop(url).cleanup()
+    transport(url).cleanup()
     return f"{time.perf_counter() - start:.2f} s"
-
-
-def close() -> None:
-    for server in _servers:
-        server.stop()
-    for server in _servers:
-        server.wait()
-    for transport in _transports.values():
-        transport.cleanup()

@@ -25,10 +25,15 @@ IMPURE = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """The modules of the package by their name within it; packages by their own name."""
+    """The modules of the package by their name within it; packages by their own name.
+
+    Those of the benchmark are programs that use it, as services do.
+    """
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] == "bench":
+            continue
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -160,6 +165,10 @@ def test_nothing_below_the_driver_knows_it() -> None:
         if name not in ("driver", "servers", "") and not name.startswith("cli"):
             assert not ours(name) & {"driver", "servers"}, name
             assert not any(i == "cli" or i.startswith("cli.") for i in ours(name)), name
+
+
+def test_only_its_command_knows_the_benchmark() -> None:
+    assert {name for name in modules() if any(each.partition(".")[0] == "bench" for each in ours(name))} == {"cli.bench"}
 
 
 def test_models_directories_and_stores_stand_on_their_own() -> None:

@@ -48,6 +48,13 @@ stopped by it: one that still runs goes on with what it has, and registers again
 
 {_NODES}"""
 
+_BENCH = """\
+Everybody takes turns in the same processes, so compare ratios rather than numbers. A SCENARIO is PATTERN-SENDERS, then xSERVERS
+if they are several, then the size of the payload if it is not 100 B. CPU US are the microseconds that the processes of sender
+and servers use for one message; a broker's own are not counted.
+
+"""
+
 _JSON = "as a JSON array, with everything that is known"
 _EXCHANGE = "the exchange (default: oslo.messaging's, openstack)"
 
@@ -122,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name != "demo":
+        if name not in ("demo", "bench"):
             command.add_argument(
                 "--url",
                 # One within another leaves what was given before it.
@@ -199,6 +206,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(notifications)
     _add_notifications(notifications.add_subparsers(dest="action", metavar="ACTION"), add)
     notifications.set_defaults(action="ls")
+
+    bench = add(
+        "bench",
+        "measure calls, casts, fanouts and notifications, beside a bare ZeroMQ loop and any other transport",
+        "green-zmq bench --url rabbit://guest:guest@localhost/ --models eventlet --plot bench.svg",
+        _BENCH,
+    )
+    _add_bench(bench)
 
     client = add("demo-client", "a client of the demo", "green-zmq demo", hidden=True)
     client.add_argument("topic", type=_name)
@@ -291,6 +306,29 @@ def _add_notifications(actions: Any, add: Callable[..., argparse.ArgumentParser]
     )
 
 
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="another transport to measure; as often as you like, but of other schemes each",
+    )
+    command.add_argument(
+        "--models",
+        type=_models,
+        default=_MODELS,
+        metavar="MODEL,…",
+        help=f"the concurrency models (default: {','.join(_MODELS)})",
+    )
+    command.add_argument("--rounds", type=_some, default=5, metavar="N", help="of each contender (default: 5)")
+    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="of sending in a round (default: 1)")
+    command.add_argument("--plot", metavar="FILE", help="write a picture of the ratios, as .svg or .png")
+    command.add_argument("--json", action="store_true", help="as a JSON object, with the figures of all contenders")
+    command.add_argument(
+        "scenarios", type=_name, metavar="SCENARIO", nargs="*", help="call-1, call-64x4, fanout-1x8 … (default: all)"
+    )
+
+
 def _add_executor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--executor", choices=_MODELS, default="threads", help="the concurrency model (default: threads)")
 
@@ -315,6 +353,14 @@ def _name(text: str) -> str:
     return text
 
 
+def _models(text: str) -> list[str]:
+    found = text.split(",")
+    for name in found:
+        if name not in _MODELS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(_MODELS)}")
+    return found
+
+
 def _version(text: str) -> str:
     if not re.fullmatch(r"\d+\.\d+", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is no version such as 1.0")
@@ -325,6 +371,12 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 999999")
     return int(text)
+
+
+def _some(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return _count(text)
 
 
 def _seconds(text: str) -> float:

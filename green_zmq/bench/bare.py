@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The yardstick: what oslo.messaging over ZeroMQ costs without any protocol.
 
-One ROUTER at the server, one DEALER at the client, each owned by one loop with a mailbox; JSON in one frame; the address is
-fixed by the URL, ``bare://127.0.0.1:PORT``. No acknowledgements, no directory, no retries, no time limits. It uses the
-concurrency models of green_zmq, so that both have the same ground under them, and nothing else of it.
+One ROUTER at each server, one DEALER at the client, each owned by one loop with a mailbox; JSON in one frame; the addresses are
+fixed by the URL, ``bare://127.0.0.1:PORT,127.0.0.1:PORT``, and each server has one of them. No acknowledgements, no directory,
+no retries, no time limits. It uses the concurrency models of green_zmq, so that both have the same ground under them, and
+nothing else of it.
 
 It is what one writes with the public interfaces of pyzmq and oslo.serialization. With what lies below those, an encoder
 made once and no look for further frames it would be faster still by a quarter; ``doc/performance.rst`` has the figures.
@@ -30,7 +31,7 @@ _send, _recv, _get = zmq.Socket.send_multipart, zmq.Socket.recv_multipart, zmq.S
 class _Loop:
     """Owns one socket: sends what is posted, hands what arrives to ``on_message(route, body)``."""
 
-    def __init__(self, kind: zmq.SocketType, address: str, on_message: Callable[[bytes, bytes], None]) -> None:
+    def __init__(self, kind: zmq.SocketType, addresses: list[str], on_message: Callable[[bytes, bytes], None]) -> None:
         self.model = executors.load(executors.detect())
         self._context = self.model.Context()
         self._socket: Any = self._context.socket(kind)
@@ -38,7 +39,8 @@ class _Loop:
         self._socket.set(zmq.SNDHWM, 0)
         self._socket.set(zmq.RCVHWM, 0)
         self._routed = kind == zmq.ROUTER
-        (self._socket.bind if self._routed else self._socket.connect)(address)
+        for address in addresses:
+            (self._socket.bind if self._routed else self._socket.connect)(address)
         self._on_message = on_message
         self._mailbox: deque[tuple[bytes, bytes]] = deque()
         self._sleeping = self._stopping = False
@@ -68,7 +70,7 @@ class _Loop:
                 route, body = mailbox.popleft()
                 _send(socket, [route, body] if routed else [body], zmq.NOBLOCK)
             # The last look at EVENTS comes after the last operation, so it arms the edge that ends the wait.
-            while _get(socket, zmq.EVENTS) & zmq.POLLIN:
+            while int(_get(socket, zmq.EVENTS)) & zmq.POLLIN:
                 *routing, body = _recv(socket, zmq.NOBLOCK)
                 on_message(routing[0] if routed else b"", body)
             self._sleeping = True
@@ -113,7 +115,7 @@ class _Listener(base.Listener):
 
     def start(self, on_incoming_callback: Callable[[list[Any]], None]) -> None:
         super().start(on_incoming_callback)
-        self.loop = _Loop(zmq.ROUTER, self._address, self._on_message)
+        self.loop = _Loop(zmq.ROUTER, [self._address], self._on_message)
 
     def cleanup(self) -> None:
         self.loop.close()
@@ -128,15 +130,15 @@ class BareDriver(base.BaseDriver):
 
     def __init__(self, conf: Any, url: Any, default_exchange: Any = None, allowed_remote_exmods: Any = None) -> None:
         super().__init__(conf, url, default_exchange, allowed_remote_exmods)
-        self._address = f"tcp://{url.hosts[0].hostname}:{url.hosts[0].port}"
+        self._addresses = [f"tcp://{host.hostname}:{host.port}" for host in url.hosts]
         self._loop: _Loop | None = None
         self._calls: dict[int, _Call] = {}
         self._ids = itertools.count()
 
-    def send(self, target: Any, ctxt: Any, message: Any, *_: Any, **__: Any) -> Any:  # noqa: ARG002 (there is one server)
+    def send(self, target: Any, ctxt: Any, message: Any, *_: Any, **__: Any) -> Any:  # noqa: ARG002 (any server will do)
         loop = self._loop
         if loop is None:
-            loop = self._loop = _Loop(zmq.DEALER, self._address, self._on_message)
+            loop = self._loop = _Loop(zmq.DEALER, self._addresses, self._on_message)
         id = next(self._ids)
         call = self._calls[id] = _Call(loop.model.Event())
         loop.post(b"", jsonutils.dump_as_bytes([id, ctxt, message]))
@@ -147,7 +149,7 @@ class BareDriver(base.BaseDriver):
         return reply
 
     def listen(self, target: Any, batch_size: int, batch_timeout: float | None) -> _Listener:  # noqa: ARG002
-        return _Listener(self._address)
+        return _Listener(self._addresses[int(target.server.rpartition("-")[2])])
 
     def send_notification(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a concurrency model that a benchmark tells what to do: they call functions of :mod:`work` by name.
+"""Processes of a concurrency model that a benchmark tells what to do: they call functions of a module by name.
 
 Run as a script it is such a process.
 """
@@ -10,21 +10,25 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-MODELS = ("threads", "eventlet", "gevent")
+MODELS: Final = ("threads", "eventlet", "gevent")
+
+
+class Ended(Exception):
+    """A process has ended, or what it was told to do has failed."""
 
 
 class Process:
     """:ivar pid: to attach a profiler to."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, work: str = "green_zmq.bench.work") -> None:
+        """:param work: the name of the module whose functions it calls."""
         ours, theirs = socket.socketpair()
         with theirs:
             # Warnings: eventlet's, about itself.
-            command = [sys.executable, "-W", "ignore", str(Path(__file__)), model, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            command = [sys.executable, "-W", "ignore", "-m", __name__, model, work, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (ourselves)
         self.pid = self._process.pid
         self._channel = ours.makefile("rw")
         ours.close()
@@ -47,12 +51,13 @@ class Process:
         self._channel.flush()
 
     def answer(self) -> Any:
+        """:raises Ended: there is none."""
         line = self._channel.readline()
         if not line:
-            raise RuntimeError(f"process {self.pid} has ended")
+            raise Ended(f"process {self.pid} has ended")
         value, error = json.loads(line)
         if error:
-            raise RuntimeError(error)
+            raise Ended(error)
         return value
 
     def ask(self, name: str, **arguments: Any) -> Any:
@@ -73,20 +78,21 @@ def patch(model: str) -> None:
 
 def main() -> None:
     patch(sys.argv[1])
+    import importlib
     import os
     import traceback
 
-    import work
-
+    work = importlib.import_module(sys.argv[2])
     # A socket, because waiting for one lets other green threads run, and waiting for a pipe does not.
-    with socket.socket(fileno=int(sys.argv[2])) as connection, connection.makefile("rw") as channel:
+    with socket.socket(fileno=int(sys.argv[3])) as connection, connection.makefile("rw") as channel:
         for line in channel:
             name, arguments = json.loads(line)
+            value, error = None, ""
             try:
-                answer = getattr(work, name)(**arguments), None
+                value = getattr(work, name)(**arguments)
             except Exception:
-                answer = None, traceback.format_exc()
-            channel.write(json.dumps(answer) + "\n")
+                error = traceback.format_exc()
+            channel.write(json.dumps([value, error]) + "\n")
             channel.flush()
     work.close()
     # Threads of an executor must not keep a finished process alive.
