@@ -10,13 +10,14 @@ import time
 
 from benchmarks import TOPIC, WORK
 from green_zmq.bench.processes import MODELS, Process
+from green_zmq.bench.scenarios import spread
 
 
 def measure(model: str, url: str, peers: int, processes: int, seconds: float) -> None:
     with contextlib.ExitStack() as stack:
-        control, client, *servers = (stack.enter_context(Process(model, WORK)) for _ in range(processes + 2))
-        everybody = [f"server-{i}" for i in range(peers)]
-        names = [everybody[part::processes] for part in range(processes)]
+        names = spread(peers, processes)
+        everybody = [name for some in names for name in some]
+        control, client, *servers = (stack.enter_context(Process(model, WORK)) for _ in range(len(names) + 2))
         for server, some in zip(servers, names, strict=True):
             server.ask("serve", url=url, topic=TOPIC, servers=some)
         start = time.monotonic()

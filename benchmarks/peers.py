@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import TOPIC, WORK
 from green_zmq.bench.processes import MODELS, Process
+from green_zmq.bench.scenarios import spread
 
 # Of other servers, which the client that calls has called once.
 OTHERS = "others"
@@ -40,14 +41,14 @@ def report(what: str, before: dict[int, float], now: dict[int, float], after: di
 
 def measure(model: str, url: str, options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
-        server, client, *crowd = (stack.enter_context(Process(model, WORK)) for _ in range(options.processes + 2))
+        shares = spread(options.peers, options.processes)
+        server, client, *crowd = (stack.enter_context(Process(model, WORK)) for _ in range(len(shares) + 2))
         print(f"{model}: {options.peers} peers in {len(crowd)} processes", flush=True)
         server.ask("serve", url=url, topic=TOPIC, servers=["one"])
-        share = options.peers // len(crowd)
         rates(client, url, options)  # warm up
         before, empty = rates(client, url, options), server.ask("held")
-        for process in crowd:
-            process.ask("call_once", url=url, count=share)
+        for process, share in zip(crowd, shares, strict=True):
+            process.ask("call_once", url=url, count=len(share))
         now, full = rates(client, url, options), server.ask("held")
         for process in crowd:
             process.ask("hang_up")
@@ -57,10 +58,9 @@ def measure(model: str, url: str, options: argparse.Namespace) -> None:
             print(
                 f"  the server with them: {full[what]:.1f} {what}, without {empty[what]:.1f}: {full[what] - empty[what]:+.1f}"
             )
-        names = [[f"server-{part}-{i}" for i in range(share)] for part in range(len(crowd))]
-        for process, some in zip(crowd, names, strict=True):
-            process.ask("serve", url=url, topic=OTHERS, servers=some)
-            client.ask("reach", url=url, topic=OTHERS, servers=some)
+        for process, share in zip(crowd, shares, strict=True):
+            process.ask("serve", url=url, topic=OTHERS, servers=share)
+            client.ask("reach", url=url, topic=OTHERS, servers=share)
         now = rates(client, url, options)
         for process in crowd:
             process.ask("leave", topic=OTHERS)

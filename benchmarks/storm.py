@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from benchmarks import TOPIC, WORK
 from green_zmq.bench.processes import MODELS, Process
+from green_zmq.bench.scenarios import spread
 
 # How long the peers are away, and the most that it may take until all have answered, seconds.
 AWAY, LIMIT = 10.0, 60.0
@@ -71,8 +72,8 @@ def storm(client: Process, url: str, names: list[str], what: str, come_back: Cal
 
 
 def measure(model: str, url: str, peers: int, processes: int) -> None:
-    everybody = [f"server-{i}" for i in range(peers)]
-    parts = [everybody[part::processes] for part in range(processes)]
+    parts = spread(peers, processes)
+    everybody = [name for part in parts for name in part]
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Process(model, WORK))
         servers = [stack.enter_context(Process(model, WORK)) for _ in parts]

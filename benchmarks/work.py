@@ -26,7 +26,7 @@ from green_zmq.config import read
 from green_zmq.directory import open_directory
 from green_zmq.routing import Node, Topic
 
-__all__ = ["close", "leave", "reach", "serve", "usage"]
+__all__ = ["close", "leave", "reach", "send", "serve", "usage"]
 
 LARGE = 64 << 20
 

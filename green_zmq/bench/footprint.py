@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from green_zmq.bench.runs import Fleet
 from green_zmq.bench.scenarios import spread
 
 _PEERS: Final = 64
-_PROCESSES: Final = 4
 
 
 class Footprint(NamedTuple):
@@ -43,7 +41,7 @@ class Footprint(NamedTuple):
 def measure(fleet: Fleet, url: str, times: int = 3, seconds: float = 3.0) -> Footprint:
     """:raises Ended: a process has failed."""
     topic = f"bench-{uuid.uuid4().hex[:8]}"
-    shares = spread(_PEERS, _PROCESSES)
+    shares = spread(_PEERS)
     servers = fleet.servers(len(shares))
     try:
         for server, share in zip(servers, shares, strict=True):
@@ -56,12 +54,10 @@ def measure(fleet: Fleet, url: str, times: int = 3, seconds: float = 3.0) -> Foo
         peer = (client.ask("usage")["MiB"] - before) / (len(names) - 1) * 1024
         time.sleep(2.0)  # what follows a call: acknowledgements, garbage
         rest = client.ask("usage")
-        time.sleep(seconds)
+        time.sleep(seconds)  # the time in which it is looked at
         after = client.ask("usage")
     finally:
-        for server in servers:
-            with contextlib.suppress(Ended):
-                server.ask("leave", topic=topic)
+        fleet.leave([topic])
     wakeups, idle = ((after[name] - rest[name]) / seconds for name in ("switches", "cpu"))
     imports, driver, first, memory = (median(values) for values in zip(*starts, strict=True))
     return Footprint(imports, driver, first, memory, peer, wakeups, idle * 100)

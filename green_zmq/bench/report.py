@@ -20,16 +20,17 @@ def head(outcomes: Sequence[Outcome]) -> list[str]:
     return ["model", "what", "a second", "p50 ms", "p99 ms", "CPU us", *(f"times {name}" for name in _others(outcomes))]
 
 
-def row(outcome: Outcome, others: Sequence[str]) -> list[str]:
+def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    others = _others(outcomes)
+    return [_row(outcome, others) for outcome in outcomes]
+
+
+def _row(outcome: Outcome, others: Sequence[str]) -> list[str]:
     ours = outcome.rounds[DRIVER]
     lost = f" ({ours.lost} lost)" if ours.lost else ""
     cells = [outcome.model, outcome.scenario.text, f"{ours.rate:,.0f}{lost}", f"{ours.p50:.3g}", f"{ours.p99:.3g}"]
     cells.append(f"{ours.client:,.0f} + {ours.server:,.0f}")
     return cells + [_ratio(outcome.ratios.get(name)) for name in others]
-
-
-def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    return [row(outcome, _others(outcomes)) for outcome in outcomes]
 
 
 FOOTPRINT_HEAD: Final = [

@@ -7,14 +7,12 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from green_zmq.bench.processes import Ended, Process
 from green_zmq.bench.scenarios import BARE, DRIVER, Ratio, Round, Scenario, can, middle, ratios, spread, turns
 
-# Processes that servers are spread over.
-_PROCESSES: Final = 4
 # What was sent is lost if nothing of it arrives for so many seconds.
 _LOST: Final = 10.0
 
@@ -58,6 +56,13 @@ class Fleet:
             self._servers.append(self._stack.enter_context(Process(self.model)))
         return self._servers[:count]
 
+    def leave(self, topics: Iterable[str]) -> None:
+        """Nobody listens to these any more; of processes that have ended nothing is left."""
+        for topic in topics:
+            for server in self._servers:
+                with contextlib.suppress(Ended):
+                    server.ask("leave", topic=topic)
+
     def measure(
         self, scenario: Scenario, urls: Mapping[str, str], rounds: int, seconds: float, done: Callable[[], None] = lambda: None
     ) -> Outcome:
@@ -69,7 +74,7 @@ class Fleet:
         """
         able = {name: url for name, url in urls.items() if can(name, scenario)}
         topics = {name: f"bench-{uuid.uuid4().hex[:8]}" for name in able}
-        shares = spread(scenario.servers, _PROCESSES)
+        shares = spread(scenario.servers)
         servers = self.servers(len(shares))
         found: dict[str, list[Round]] = {name: [] for name in able}
         try:
@@ -82,10 +87,7 @@ class Fleet:
                     found[name].append(self._round(scenario, able[name], topics[name], servers, seconds))
                     done()
         finally:
-            for topic in topics.values():
-                for server in servers:
-                    with contextlib.suppress(Ended):
-                        server.ask("leave", topic=topic)
+            self.leave(topics.values())
         return Outcome(self.model, scenario, {name: middle(each) for name, each in found.items()}, ratios(found))
 
     def _round(self, scenario: Scenario, url: str, topic: str, servers: list[Process], seconds: float) -> Round:
@@ -122,7 +124,7 @@ def _wait(servers: list[Process], topic: str, before: int, count: int) -> tuple[
             found, give_up = now, time.monotonic() + _LOST
         elif time.monotonic() > give_up:
             return latest, count - now
-        time.sleep(0.005)
+        time.sleep(0.005)  # to be asked takes from what is measured
 
 
 def _free_port() -> int:

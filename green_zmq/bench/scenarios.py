@@ -117,7 +117,7 @@ def turns(names: Sequence[str], round: int) -> Sequence[str]:
     return names[:: -1 if round % 2 else 1]
 
 
-def spread(servers: int, processes: int) -> list[list[str]]:
+def spread(servers: int, processes: int = 4) -> list[list[str]]:
     """The names of servers, by the process that they are in."""
     names = [f"server-{i}" for i in range(servers)]
     return [part for i in range(processes) if (part := names[i::processes])]
