@@ -7,16 +7,15 @@ Run as a script it is such a process. It ends when whoever has started it does, 
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from green_zmq.bench.processes import Process, obey, patch
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,21 +25,11 @@ def topic(number: int) -> str:
     return f"service-{number}"
 
 
-class Nodes:
+class Nodes(Process):
     """A process for nodes. What it can do are the methods of :class:`Cluster`, called by name."""
 
     def __init__(self, model: str) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # Warnings: eventlet's, about itself.
-            command = [sys.executable, "-W", "ignore", "-m", "tests.nodes", model]
-            self._process = subprocess.Popen(command, stdin=theirs.fileno(), cwd=ROOT)
-        self.pid = self._process.pid
-        self._channel = ours.makefile("rw")
-        ours.close()
-
-    def __enter__(self) -> Nodes:
-        return self
+        super().__init__(model, program="tests.nodes", folder=ROOT)
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -49,24 +38,6 @@ class Nodes:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-    def tell(self, name: str, **arguments: Any) -> None:
-        """Have something begun; :meth:`answer` waits for its result."""
-        self._channel.write(json.dumps([name, arguments]) + "\n")
-        self._channel.flush()
-
-    def answer(self) -> Any:
-        line = self._channel.readline()
-        if not line:
-            raise RuntimeError(f"process {self.pid} has ended")
-        value, error = json.loads(line)
-        if error:
-            raise RuntimeError(error)
-        return value
-
-    def ask(self, name: str, **arguments: Any) -> Any:
-        self.tell(name, **arguments)
-        return self.answer()
 
 
 class Cluster:
@@ -163,38 +134,22 @@ def _at_once(fns: list[Callable[[], Any]]) -> None:
         raise errors[0]
 
 
-def main(model: str) -> None:
-    if model == "eventlet":
-        import eventlet
-
-        eventlet.monkey_patch()
-    elif model == "gevent":
-        from gevent import monkey
-
-        monkey.patch_all()
+def main() -> None:
+    model, _, descriptor = sys.argv[1:]
+    patch(model)
     import logging
     import os
-    import traceback
 
     # That the directory is away is said by every node.
     logging.basicConfig(level=logging.CRITICAL)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     cluster = Cluster(model)
-    # A socket, because waiting for one lets other green threads run, and waiting for a pipe does not.
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(0)) as connection, connection.makefile("rw") as channel:
-        for line in channel:
-            name, arguments = json.loads(line)
-            value, error = None, None
-            try:
-                value = getattr(cluster, name)(**arguments)
-            except Exception:
-                error = traceback.format_exc()
-            channel.write(json.dumps([value, error]) + "\n")
-            channel.flush()
+    with contextlib.suppress(OSError):
+        obey(int(descriptor), cluster)
     # At once, whatever the nodes are doing: nobody waits for it any more.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 MODELS: Final = ("threads", "eventlet", "gevent")
@@ -22,13 +23,19 @@ class Ended(Exception):
 class Process:
     """:ivar pid: to attach a profiler to."""
 
-    def __init__(self, model: str, work: str = "green_zmq.bench.work") -> None:
-        """:param work: the name of the module whose functions it calls."""
+    def __init__(
+        self, model: str, work: str = "green_zmq.bench.work", program: str = __name__, folder: Path | None = None
+    ) -> None:
+        """
+        :param work: the name of the module whose functions it calls.
+        :param program: the name of the module that it runs: this one, or one that does more with what it is told.
+        :param folder: where it runs, if not here.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             # Warnings: eventlet's, about itself.
-            command = [sys.executable, "-W", "ignore", "-m", __name__, model, work, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (ourselves)
+            command = [sys.executable, "-W", "ignore", "-m", program, model, work, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=folder)  # noqa: S603 (ourselves)
         self.pid = self._process.pid
         self._channel = ours.makefile("rw")
         ours.close()
@@ -76,15 +83,12 @@ def patch(model: str) -> None:
         monkey.patch_all()
 
 
-def main() -> None:
-    patch(sys.argv[1])
-    import importlib
-    import os
+def obey(descriptor: int, work: object) -> None:
+    """In such a process: call what is asked for, of a module or an object, until nobody asks any more."""
     import traceback
 
-    work = importlib.import_module(sys.argv[2])
     # A socket, because waiting for one lets other green threads run, and waiting for a pipe does not.
-    with socket.socket(fileno=int(sys.argv[3])) as connection, connection.makefile("rw") as channel:
+    with socket.socket(fileno=descriptor) as connection, connection.makefile("rw") as channel:
         for line in channel:
             name, arguments = json.loads(line)
             value, error = None, ""
@@ -94,6 +98,15 @@ def main() -> None:
                 error = traceback.format_exc()
             channel.write(json.dumps([value, error]) + "\n")
             channel.flush()
+
+
+def main() -> None:
+    patch(sys.argv[1])
+    import importlib
+    import os
+
+    work = importlib.import_module(sys.argv[2])
+    obey(int(sys.argv[3]), work)
     work.close()
     # Threads of an executor must not keep a finished process alive.
     os._exit(0)
