@@ -23,6 +23,9 @@ def load(model: str) -> None:
         import gevent
 
         sleep = gevent.sleep
+        # It listens for the ends of children from its first fork on, only after that: if that child ends before, it is
+        # never told (gevent.os.fork_and_watch; seen with 26.9).
+        gevent.get_hub().loop.install_sigchld()
 
 
 def spawn(fn: Callable[..., Any], *args: Any) -> Any:
