@@ -11,13 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 MODELS = ("threads", "eventlet", "gevent")
 GREEN = ("eventlet", "gevent")
+# Of the log of a worker, with a test that fails.
+_LINES = 400
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -147,11 +149,17 @@ class Directory:
         return f"{self._address}{'&' if query else ''}{query}"
 
 
+# Of this process.
+fleets: list[Fleet] = []
+
+
 class Fleet:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        fleets.append(self)
         self._workers: dict[tuple[str, str], Worker] = {}
         self._lone: list[Worker] = []
+        self._ended = 0
 
     def get(self, role: str, model: str) -> Worker:
         worker = self._workers.get((role, model))
@@ -166,10 +174,18 @@ class Fleet:
         self._lone.append(worker)
         return worker
 
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """What the workers of this test have logged last, by the name of the log."""
+        for worker in [*self._lone[self._ended :], *(worker for worker in self._workers.values() if worker.used)]:
+            lines = worker.log.read_text(errors="replace").splitlines()
+            if lines:
+                yield worker.log.name, "\n".join(lines[-_LINES:])
+
     def reset(self) -> None:
         """After a test."""
-        for worker in self._lone:
+        for worker in self._lone[self._ended :]:
             worker.kill()
+        self._ended = len(self._lone)
         for worker in self._workers.values():
             if worker.used and worker.alive:
                 try:

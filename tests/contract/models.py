@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -62,9 +65,20 @@ def wait_until(condition: Callable[[], Any], limit: float = 20, what: str = "") 
     end = time.monotonic() + limit
     while not (value := condition()):
         if time.monotonic() > end:
+            print(f"waited {limit} s in vain {what}", *stacks(), sep="\n\n", file=sys.stderr, flush=True)
             raise AssertionError(f"waited {limit} s in vain {what}")
         sleep(0.005)
     return value
+
+
+def stacks() -> list[str]:
+    """Where every thread of this process is, native or green."""
+    frames = list(sys._current_frames().values())
+    greenlets = sys.modules.get("greenlet")
+    if greenlets is not None:
+        found = [each for each in gc.get_objects() if isinstance(each, greenlets.greenlet)]
+        frames += [each.gr_frame for each in found if each.gr_frame is not None]
+    return ["".join(traceback.format_stack(frame, limit=-8)) for frame in frames]
 
 
 class Outcome:
