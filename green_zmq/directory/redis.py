@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import time
@@ -44,6 +45,11 @@ from green_zmq.directory.processes import boot_id, process_id, runs
 from green_zmq.errors import DirectoryError
 from green_zmq.redis import Hosts, decode_topic, encode_topic, explain
 from green_zmq.routing import Entry, Node, Topic
+
+# Redis's library makes this logger, if there is none, where the first connection for changes is made: in a native thread. The
+# lock that all loggers share is a green one in a patched process, and eventlet's does not work between native threads: whoever
+# waits for it there may wait for ever, and with it the whole service at its next message to the log.
+logging.getLogger("push_response")
 
 # Seconds between two attempts to be told of changes again.
 _RETRY: Final = 1.0

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,13 +73,14 @@ def wait_until(condition: Callable[[], Any], limit: float = 20, what: str = "") 
 
 
 def stacks() -> list[str]:
-    """Where every thread of this process is, native or green."""
+    """Where the threads of this process are, native or green, and how many are there."""
     frames = list(sys._current_frames().values())
     greenlets = sys.modules.get("greenlet")
     if greenlets is not None:
-        found = [each for each in gc.get_objects() if isinstance(each, greenlets.greenlet)]
-        frames += [each.gr_frame for each in found if each.gr_frame is not None]
-    return ["".join(traceback.format_stack(frame, limit=-8)) for frame in frames]
+        green = [each for each in gc.get_objects() if isinstance(each, greenlets.greenlet)]
+        frames += [each.gr_frame for each in green if each.gr_frame is not None]
+    found = Counter("".join(traceback.format_stack(frame, limit=8)) for frame in frames)
+    return [f"{count} times\n{stack}" for stack, count in found.items()]
 
 
 class Outcome:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import functools
@@ -12,6 +13,7 @@ import os
 import resource
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,40 @@ def call_until(url: str, topic: str, method: str, label: str, **how: Any) -> dic
 
 
 # Native threads.
+
+
+def logging_in_native_threads(url: str, topic: str) -> list[str]:
+    """Where native threads, but the main one, take the lock of all loggers, while this process serves, calls and notifies."""
+    found: list[str] = []
+    lock: Any = logging._lock  # type: ignore[attr-defined]
+
+    class Watched:
+        def acquire(self, *how: Any) -> Any:
+            if _thread.get_native_id() != os.getpid():
+                found.append("".join(traceback.format_stack(limit=8)))
+            return lock.acquire(*how)
+
+        def release(self) -> None:
+            lock.release()
+
+        def __enter__(self) -> None:
+            self.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.release()
+
+    logging._lock = Watched()  # type: ignore[attr-defined]
+    try:
+        serve(url, topic)
+        call(url, topic, "who")
+        notifications = oslo_messaging.get_notification_transport(cfg.CONF, url)
+        notifier = oslo_messaging.Notifier(notifications, "test", driver="messagingv2", topics=[topic])
+        notifier.info({}, "event", {})
+        notifications.cleanup()
+        cleanup(url)
+    finally:
+        logging._lock = lock  # type: ignore[attr-defined]
+    return found
 
 
 def native_threads(url: str, topic: str, first: str) -> list[Any]:

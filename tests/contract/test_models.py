@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.contract.harness import GREEN, Directory, Fleet, Raised, Worker
@@ -62,3 +64,11 @@ def test_a_model_that_cannot_work_is_an_error_that_says_what_to_do(
         fleet.get("client", model).run("open_transport", url=directory.url(executor=asked))
     assert "ModelError" in caught.value.names
     assert f"name {model}" in caught.value.text
+
+
+@pytest.mark.parametrize("model", GREEN)
+def test_native_threads_leave_the_lock_of_all_loggers_alone(
+    start: Callable[[str], Worker], model: str, directory: Directory, topic: str
+) -> None:
+    """It is green. One that waits for it in eventlet is never woken, and then nobody can log any more."""
+    assert start(model).run("logging_in_native_threads", url=directory.url(), topic=topic) == []
