@@ -20,6 +20,8 @@ from green_zmq.wire import Answer, Key
 
 LOG = logging.getLogger(__name__)
 
+# While a larger one is written, others may run.
+_SMALL: Final = 1 << 16
 # Messages that one line of the log names.
 _NAMED: Final = 10
 
@@ -85,7 +87,8 @@ class Client:
         if request.size > most:
             raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
         try:
-            self._loop.post(self._submit, request)
+            alone = not self._sender.requests and request.size <= _SMALL
+            (self._loop.call if alone else self._loop.post)(self._submit, request)
             request.waiter.wait()
         except BaseException:  # the caller was killed
             with contextlib.suppress(TransportClosed):
@@ -104,7 +107,7 @@ class Client:
     def settle(self) -> None:
         """Do what was decided, until nothing is left to do."""
         sender = self._sender
-        while sender.undone:
+        while sender.dropped or sender.lookups or sender.doubtful or sender.wanted:
             self._carry_out()
         if sender.finished:
             finished, sender.finished = sender.finished, []
@@ -127,8 +130,11 @@ class Client:
             request.waiter.set()
             return
         now = self._now()
-        topic = Topic(request.key.exchange, request.key.topic)
         strictly = request.required or request.kind == wire.FANOUT
+        if not strictly and now < self._resolver.check_at and not self._resolver.stale:
+            self._sender.submit(request, now)
+            return
+        topic = Topic(request.key.exchange, request.key.topic)
         fresh = self._resolver.refresh(topic, now, strictly=strictly)
         if strictly and fresh and not self._sender.table.nodes(request.key):
             # News that is pushed may be on its way: nobody is said to be there before the directory has said so itself.
@@ -141,9 +147,6 @@ class Client:
         sender = self._sender
         while sender.dropped:
             self._connections.drop(sender.dropped.pop())
-        writes, sender.writes = sender.writes, []
-        for link, frames, _ in writes:
-            self._connections.write(link, frames)
         while sender.lookups:
             self._resolver.look_up(sender.lookups.popitem()[0])
         while sender.doubtful:

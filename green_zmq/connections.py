@@ -123,15 +123,14 @@ class _Names:
             with contextlib.suppress(Empty):
                 while True:
                     name = self._queue.get_nowait()
-                    self._loop.post(self._answered, (name, _addresses(name)))
+                    self._loop.post(self._answered, name, _addresses(name))
             self._loop.post(self._ended)
 
-    def _answered(self, answer: tuple[str, list[str] | Exception]) -> None:
-        name, addresses = answer
+    def _answered(self, name: str, addresses: list[str] | Exception) -> None:
         for then in self._asked.pop(name):
             then(addresses)
 
-    def _ended(self, _: None) -> None:
+    def _ended(self) -> None:
         self._threads -= 1
         self._help()  # something may have come after that thread had looked
 
@@ -139,9 +138,7 @@ class _Names:
 class _Connection:
     """A link's DEALER and its monitor; neither while its host name is resolved or while it waits for its next attempt."""
 
-    __slots__ = (
-        "attempts", "began", "dealer", "link", "monitor", "probing", "resolving", "retry_at", "turn", "up", "used", "written"
-    )  # fmt: skip
+    __slots__ = ("attempts", "began", "dealer", "link", "monitor", "probing", "resolving", "retry_at", "turn", "up")
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -149,15 +146,13 @@ class _Connection:
         self.monitor: Socket | None = None
         self.resolving = False
         self.up = False
-        # Attempts since the last answer; which of the host's addresses is to be tried; messages written since it stands.
+        # Attempts since the last answer; which of the host's addresses is to be tried.
         self.attempts = 0
         self.turn = 0
-        self.written = 0
         self.retry_at = inf
         # It is tried although nothing waits for it: what comes is to go to others until it is known to be back.
         self.probing = False
         self.began = 0.0
-        self.used = 0.0
 
 
 class Connections:
@@ -183,7 +178,7 @@ class Connections:
         figures = dict(self.counts)
         figures["connections open"] = figures["connections opened"] - figures["connections closed"]
         for connection in list(self._connections.values()):
-            figures["connections reused"] += max(0, connection.written - 1)
+            figures["connections reused"] += max(0, connection.link.written - 1)
         return figures
 
     def want(self, link: Link) -> None:
@@ -196,14 +191,6 @@ class Connections:
             connection.attempts = 0
             self._try_at(connection, self._now())
         connection.probing = False
-
-    def write(self, link: Link, frames: list[bytes]) -> None:
-        connection = self._connections.get(link)
-        if connection is None or connection.dealer is None:
-            return  # closed in this very round: nobody waits for an answer any more
-        connection.used = self._now()
-        connection.written += 1
-        self._loop.send(connection.dealer, frames)
 
     def drop(self, link: Link) -> None:
         """That process is gone for good, or nobody is to send to it any more."""
@@ -249,7 +236,7 @@ class Connections:
             if link.idle and connection.dealer is not None:
                 if not link.topics:
                     self._retire(connection)
-                elif connection.used + self._settings.idle_timeout <= now:
+                elif link.used + self._settings.idle_timeout <= now:
                     self.counts["connections closed: idle"] += 1
                     self._retire(connection)
         self._make_room()
@@ -263,7 +250,7 @@ class Connections:
         over = len(self._connections) - self._settings.max_connections
         if over > 0:
             unneeded = [c for c in self._connections.values() if c.link.idle and c.dealer is not None]
-            unneeded.sort(key=lambda connection: (connection.up, connection.used))
+            unneeded.sort(key=lambda connection: (connection.up, connection.link.used))
             for connection in unneeded[:over]:
                 self.counts["connections evicted"] += 1
                 self._retire(connection)
@@ -297,7 +284,7 @@ class Connections:
     def _connect(self, connection: _Connection) -> None:
         link = connection.link
         host = link.node.host
-        connection.began = connection.used = self._now()
+        connection.began = link.used = self._now()
         self.counts["connections attempted"] += 1
         reason = shortage()
         if reason:
@@ -339,13 +326,13 @@ class Connections:
             self._complain(node.address, "no connection to %s can be made: %s", node, reason or error)
             self._lost(connection, reason or str(error))
         if self._look_at == inf:
-            self._look_at = connection.used + min(_IDLE_LOOK, self._settings.idle_timeout)
+            self._look_at = connection.link.used + min(_IDLE_LOOK, self._settings.idle_timeout)
             self.due = min(self.due, self._look_at)
 
     def _open(self, connection: _Connection, address: str) -> None:
         settings = self._settings
         dealer = self._loop.open(zmq.DEALER, partial(self._on_message, connection))
-        connection.dealer = dealer
+        connection.dealer = connection.link.socket = dealer
         milliseconds = int(settings.heartbeat * 1000)
         for option, value in (
             (zmq.LINGER, int(settings.linger * 1000)),
@@ -370,15 +357,15 @@ class Connections:
 
     def _close(self, connection: _Connection, linger: float) -> None:
         dealer, monitor = connection.dealer, connection.monitor
-        connection.dealer = connection.monitor = None
+        connection.dealer = connection.monitor = connection.link.socket = None
         connection.resolving = False
         connection.retry_at = inf
         self._trying.pop(connection, None)
         if connection.up:
             connection.up = False
             self.counts["connections closed"] += 1
-        self.counts["connections reused"] += max(0, connection.written - 1)
-        connection.written = 0
+        self.counts["connections reused"] += max(0, connection.link.written - 1)
+        connection.link.written = 0
         if dealer is not None:
             if monitor is not None:
                 dealer.disable_monitor()
@@ -400,9 +387,9 @@ class Connections:
             self.counts["answers that are none of ours"] += 1
             self._complain(f"answers of {link.node}", "dropped an answer of %s: %s", link.node, error)
             return
-        connection.used = self._now()
+        now = link.used = self._now()
         connection.attempts = 0
-        self._sender.answered(link, answer, connection.used)
+        self._sender.answered(link, answer, now)
         if self._crowded and link.idle:
             self._make_room()
 
@@ -423,7 +410,7 @@ class Connections:
             until = self._now() + READING
             while connection.dealer is not None and self._loop.read(connection.dealer, 1):
                 if self._now() > until:
-                    self._loop.post(partial(self._on_event, connection, monitor), frames)
+                    self._loop.post(self._on_event, connection, monitor, frames)
                     return
             if connection.monitor is monitor:
                 self._lost(connection, self._trouble(connection, event))

@@ -10,15 +10,15 @@
   all seen so far is a repeat: it is answered with what was answered before, or was closed long ago.
 * Every request says the lowest id its sender still has open with this receiver; what is below may be forgotten.
 
-Neither side touches a socket. What is to be done is left in their lists (``writes``, ``finished``, ...) for the owner to
-take, and ``due`` says when to call :meth:`tick` next.
+Neither side touches a socket: frames go to a function of the owner. What else is to be done is left in lists (``finished``,
+``wanted``, ...) for the owner to take, and ``due`` says when to call :meth:`tick` next.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -122,16 +122,19 @@ class Outgoing:
         """
         self.kind = kind
         self.key = key
-        self.key_bytes = wire.encode_key(key)
+        try:
+            self.key_bytes = wire.encoded_key(key)
+        except TypeError:  # a part of it cannot be hashed: this tells which
+            self.key_bytes = wire.encode_key(key)
         self.codec = codec
         self.body = body
+        self.size = len(body[0]) if len(body) == 1 else _size(body)
         self.deadline = inf if timeout is None else timeout  # made absolute by Sender.submit()
         self.monitor = monitor
         self.retry = None if retry is None or retry < 0 else retry
         self.required = required
         self.waiter = waiter
         self.began = began
-        self.size = _size(body)
         self.outcome: Answer | None = None
         self.error: Exception | None = None
         self.grace_until = inf
@@ -162,12 +165,20 @@ class Link:
     :ivar busy: addresses at which it refused a request, each with when it may be asked again, and how long it is left alone.
     :ivar refused: whether it could not be connected to since the connection was lost.
     :ivar trouble: why there is no connection, for the errors of those who wait for one.
+    :ivar socket: what requests are written to while it is up; the owner's.
+    :ivar written: requests written since the connection stands.
+    :ivar used: when something was last written to it or came from it.
     """
 
-    __slots__ = ("busy", "down", "node", "open", "queue", "refused", "taken", "topics", "trouble", "up")
+    __slots__ = (
+        "busy", "down", "node", "open", "queue", "refused", "socket", "taken", "topics", "trouble", "up", "used", "written"
+    )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.socket: Any = None
+        self.written = 0
+        self.used = 0.0
         self.up = False
         self.down = False
         self.refused = False
@@ -219,23 +230,20 @@ class Link:
         if not in_order:
             self.taken = dict(sorted(self.taken.items()))
 
-    def floor(self) -> int:
-        """The lowest id that is open with this instance, of which there is one at least."""
-        if not self.taken:
-            return next(iter(self.open))
-        return min(next(iter(self.taken)), next(iter(self.open), 1 << 63))
-
 
 def _unreached(links: Sequence[Link]) -> str:
     return "no connection to " + ", ".join(f"{link.node}{link.trouble and ': '}{link.trouble}" for link in links)
 
 
 class _Route:
-    __slots__ = ("links", "turn")
+    """:ivar used: when something was last sent by it."""
+
+    __slots__ = ("links", "turn", "used")
 
     def __init__(self, links: list[Link]) -> None:
         self.links = links
         self.turn = 0
+        self.used = 0.0
 
 
 class Sender:
@@ -243,23 +251,24 @@ class Sender:
 
     To be taken by the owner after each round of events:
 
-    :ivar writes: (link, frames, request) to be written to that link's connection.
     :ivar wanted: links that need a connection.
     :ivar dropped: links whose process is gone for good, or which the directory lists no more, and their connections with it.
     :ivar lookups: topics to be looked up in the directory.
     :ivar doubtful: nodes whose connection was lost: does the directory still have them?
+    :ivar requests: all of which something is to be decided yet; only to be looked at.
     :ivar waiting: requests that wait for a server, by address; only to be looked at.
     :ivar finished: requests whose caller can go on: ``error`` or ``outcome`` (a reply or failure, None after a cast).
     :ivar failed: (request, reason) of those whose caller gets an error.
     :ivar lost: (request, reason) of messages that were lost without an error for anybody.
     """
 
-    def __init__(self, instance: bytes, limits: Limits, table: Table) -> None:
+    def __init__(self, instance: bytes, limits: Limits, table: Table, send: Callable[[Any, list[bytes]], bool]) -> None:
+        """:param send: writes frames to the socket of a link that is up; whether it took them."""
         self.instance = instance
         self.table = table
+        self._send = send
         self.counts: Counter[str] = Counter()
         self.due = inf
-        self.writes: list[tuple[Link, list[bytes], Outgoing]] = []
         self.wanted: dict[Link, None] = {}
         self.dropped: list[Link] = []
         self.lookups: dict[Topic, None] = {}
@@ -274,7 +283,7 @@ class Sender:
         # Instances at whose address another one answers, for a moment: the directory may have them all the same.
         self._displaced: dict[bytes, tuple[float, Link]] = {}
         self._routes: dict[Key, _Route] = {}
-        self._requests: dict[Outgoing, None] = {}
+        self.requests: dict[Outgoing, None] = {}
         self.waiting: dict[Key, deque[Outgoing]] = {}
         self._held: dict[Topic, dict[Outgoing, None]] = {}
         # Topics of which the table has less than the directory said, until that is asked again.
@@ -303,8 +312,11 @@ class Sender:
             request.grace_until = began + limits.grace * ((request.retry or 0) + 1)
         request.heard = now
         request.order = next(self._orders)
-        self._requests[request] = None
-        self.due = min(self.due, request.due())
+        self.requests[request] = None
+        due = min(request.deadline, request.grace_until)
+        if request.monitor is not None:
+            due = min(due, now + request.monitor)
+        self.due = min(self.due, due)
         if hold:
             self._held.setdefault(Topic(*request.key[:2]), {})[request] = None
         elif request.kind == CAST and not request.required and (request.key in self.waiting or request.key in self._draining):
@@ -347,7 +359,7 @@ class Sender:
         link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
-        queued = [*self._unwritten(link), *link.queue]
+        queued = list(link.queue)
         link.queue.clear()
         for request in queued:
             self._again(request, now)
@@ -463,7 +475,7 @@ class Sender:
             if link.next_free(now) == inf:
                 self._busy.pop(link, None)
         self._pump_all(now)
-        for request in [r for r in self._requests if r.due() <= now]:
+        for request in [r for r in self.requests if r.due() <= now]:
             if not request.over:
                 self._overdue(request, now)
         # Who cannot be reached cannot say any more that it has begun them, nor give them back.
@@ -477,25 +489,28 @@ class Sender:
         self.due = min(
             self.due,
             min((until for until, _ in self._displaced.values()), default=inf),
-            min((request.due() for request in self._requests), default=inf),
+            min((request.due() for request in self.requests), default=inf),
             min((link.next_free(now) for link in self._busy), default=inf),
         )
 
     def close(self, now: float) -> None:
         """End everything: callers get :class:`TransportClosed`, what is left of the outbox is lost."""
-        for request in list(self._requests):
+        for request in list(self.requests):
             reason = f"the transport was closed; {self._known(request, now)}"
             self._lose(request, reason, TransportClosed(f"The message to {request.key} was given up: {reason}."))
-
-    @property
-    def undone(self) -> bool:
-        """Whether there is something for the owner to carry out."""
-        return bool(self.writes or self.wanted or self.lookups or self.doubtful or self.dropped)
 
     @property
     def pending(self) -> int:
         """Messages that no caller waits for and that no server has taken yet."""
         return len(self._outbox)
+
+    def used(self) -> dict[Topic, float]:
+        """When something was last sent to the topics that have servers."""
+        found: dict[Topic, float] = {}
+        for key, route in self._routes.items():
+            topic = Topic(*key[:2])
+            found[topic] = max(route.used, found.get(topic, 0.0))
+        return found
 
     def name(self, request: Outgoing) -> str:
         """What its receiver calls it; empty if it was never sent."""
@@ -511,21 +526,30 @@ class Sender:
 
     def _route(self, request: Outgoing, now: float) -> None:
         """Give the request to a server, or let it wait for one."""
-        route = self._routes.get(request.key) or self._find(request.key)
+        key = request.key
+        route = self._routes.get(key) or self._find(key)
         if route is None:  # it may have been forgotten since the request was made
-            self.lookups[Topic(*request.key[:2])] = None
+            self.lookups[Topic(*key[:2])] = None
             self._wait(request)
-        elif not route.links:
+            return
+        route.used = now
+        links = route.links
+        if not links:
             self._no_server(request)
         elif request.kind == FANOUT:
-            self._fan_out(request, route.links, now)
+            self._fan_out(request, links, now)
         else:
-            found = choose(route.links, request.key, route.turn, now)
-            if found is None:
-                self.wanted.update({link: None for link in route.links if link.down})
-                self._wait(request)
-            else:
+            link = links[0]
+            if len(links) > 1 or link.down or link.busy:  # else there is nothing to choose
+                found = choose(links, key, route.turn, now)
+                if found is None:
+                    self.wanted.update({link: None for link in links if link.down})
+                    self._wait(request)
+                    return
                 route.turn, link = found
+            if link.up and not link.queue and not link.busy and request.size <= link.node.max_bytes:
+                self._write(request, link, now)
+            else:
                 self._assign(request, link, now)
 
     def _no_server(self, request: Outgoing) -> None:
@@ -581,7 +605,7 @@ class Sender:
             old = self._routes.pop(key)
             new = self._find(key)
             if new is not None and new.links:
-                new.turn = old.turn % len(new.links)
+                new.turn, new.used = old.turn % len(new.links), old.used
             for link in old.links:
                 self._prune(link)
 
@@ -597,8 +621,6 @@ class Sender:
         if request.size > link.node.max_bytes:
             text = f"{request.size} bytes, and max_message_bytes of {link.node} allows {link.node.max_bytes}"
             self._lose(request, text, MessageTooLarge(f"The message to {request.key} has {text}."))
-        elif link.up and not link.queue and (not link.busy or link.free(request.key, now)):
-            self._write_first(request, link, now)
         else:
             request.link = link
             link.queue.append(request)
@@ -611,25 +633,28 @@ class Sender:
         queue, link.queue = link.queue, deque()
         for request in queue:
             if link.free(request.key, now):
-                self._write_first(request, link, now)
+                self._write(request, link, now)
             else:
                 link.queue.append(request)
 
-    def _write_first(self, request: Outgoing, link: Link, now: float) -> None:
-        request.link = link
-        request.id = next(self._ids)
-        request.writes = 0
-        link.open[request.id] = request
-        self._write(request, link, now)
-
     def _write(self, request: Outgoing, link: Link, now: float) -> None:
+        """For the first time, with an id of this instance; or again."""
+        if not request.id:
+            request.link = link
+            request.id = next(self._ids)
+            request.writes = 0
+            link.open[request.id] = request
         request.writes += 1
+        # Casts that were accepted, and whatever has no answer yet; each in the order of the ids.
+        floor = next(iter(link.open), request.id)
+        if link.taken:
+            floor = min(floor, next(iter(link.taken)))
         frames = wire.encode_request(
             ASK if request.accepted else request.kind,
             link.node.instance,
             self.instance,
             request.id,
-            link.floor(),
+            floor,
             None if request.deadline == inf else request.deadline - now,
             request.key_bytes,
             codec=request.codec,
@@ -637,18 +662,13 @@ class Sender:
             monitor=request.monitor,
             body=() if request.accepted else request.body,
         )
-        self.writes.append((link, frames, request))
-
-    def _unwritten(self, link: Link) -> list[Outgoing]:
-        """Take back what the owner has not written yet; those that this was the first time for."""
-        for request in [request for other, _, request in self.writes if other is link]:
-            request.writes -= 1
-        self.writes = [write for write in self.writes if write[0] is not link]
-        first = [request for request in link.open.values() if not request.writes]
-        for request in first:
+        link.used = now
+        link.written += 1
+        if not self._send(link.socket, frames) and request.writes == 1:
+            # The connection is gone, which is told in a moment; so it was certainly not sent.
             del link.open[request.id]
             request.id = 0
-        return first
+            link.queue.append(request)
 
     def _fan_out(self, request: Outgoing, links: list[Link], now: float) -> None:
         """One copy to each process; the caller waits for none of them, but for room in the outbox."""
@@ -662,7 +682,7 @@ class Sender:
         for link in links:
             copy = Outgoing(FANOUT, request.key, request.codec, request.body)
             copy.deadline, copy.pinned = request.deadline, link
-            self._requests[copy] = None
+            self.requests[copy] = None
             self._keep(copy)
             self.due = min(self.due, copy.due())
             self._assign(copy, link, now)
@@ -671,13 +691,17 @@ class Sender:
         kind = answer.kind
         if kind in (wire.REPLY, wire.FAILURE):
             request.outcome = answer
-            link.took(request.key)
+            if link.busy:
+                link.took(request.key)
             self._settle(request)
-            self._finish(request)
+            if not request.released:
+                request.released = True
+                self.finished.append(request)
         elif kind == wire.ACCEPTED:
             request.accepted = True
             request.heard = now
-            link.took(request.key)
+            if link.busy:
+                link.took(request.key)
             if request.kind != CALL and request.id in link.open:
                 self._settle(request)
                 link.take(request)
@@ -699,7 +723,7 @@ class Sender:
         self.counts[f"answers {wire.kind_name(kind)}"] += 1
         if link.taken.pop(request.id, None) is not None:  # a cast that is given back
             request.over = False
-            self._requests[request] = None
+            self.requests[request] = None
             self._keep(request)
             self.due = min(self.due, request.due())
         link.open.pop(request.id, None)
@@ -839,7 +863,7 @@ class Sender:
     def _settle(self, request: Outgoing) -> None:
         """Nothing more is to be decided about it."""
         request.over = True
-        self._requests.pop(request, None)
+        self.requests.pop(request, None)
         if self._draining.get(request.key) is request:
             del self._draining[request.key]
             self.due = -inf  # those that waited behind it have their turn
@@ -935,20 +959,21 @@ class _Peer:
 class Receiver:
     """The receiving side of one process, towards every sender.
 
-    :ivar writes: (route, frames) to be written, to be taken by the owner after :meth:`flush`.
+    :ivar unanswered: calls that have no answer yet, with when they are acknowledged; only to be looked at.
     :ivar acks: requests to be acknowledged by :meth:`flush`, by route.
     """
 
-    def __init__(self, instance: bytes) -> None:
+    def __init__(self, instance: bytes, send: Callable[[bytes, list[bytes]], bool]) -> None:
+        """:param send: writes frames to the connection of a route; whether there is one."""
         self.instance = instance
         self.counts: Counter[str] = Counter()
         self.due = inf
-        self.writes: list[tuple[bytes, list[bytes]]] = []
+        self._send = send
         self._peers: dict[bytes, _Peer] = {}
         self.acks: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done_at = inf
-        self._unanswered: OrderedDict[Record, float] = OrderedDict()
+        self.unanswered: OrderedDict[Record, float] = OrderedDict()
         self._replies: OrderedDict[Record, int] = OrderedDict()
         self._reply_bytes = 0
         self._sweep_at = inf
@@ -992,18 +1017,18 @@ class Receiver:
         record.answer = wire.ACCEPTED
         record.running = True
         if record.kind == CALL:
-            self._unanswered[record] = now + ACK_DELAY
+            self.unanswered[record] = now + ACK_DELAY
             self.due = min(self.due, now + ACK_DELAY)
         else:
             self._collect(self.acks, record)
 
-    def refuse(self, record: Record, kind: int) -> None:
-        """The request is not and will not be run here: busy, not here, or given back."""
+    def refuse(self, record: Record, kind: int) -> bool:
+        """The request is not and will not be run here: busy, not here, or given back. Whether its sender could be told."""
         record.answer = kind
         record.running = False
-        self._unanswered.pop(record, None)
+        self.unanswered.pop(record, None)
         self.counts[f"requests refused: {wire.kind_name(kind)}"] += 1
-        self._answer(record.routes, kind, record.id)
+        return self._answer(record.routes, kind, record.id)
 
     def started(self, record: Record, now: float) -> None:
         """A cast or fanout was begun: its sender need not keep it any longer."""
@@ -1016,7 +1041,7 @@ class Receiver:
 
     def reply(self, record: Record, kind: int, codec: int, body: Sequence[bytes]) -> None:
         """A call was run: a reply or a failure."""
-        self._unanswered.pop(record, None)
+        self.unanswered.pop(record, None)
         record.running = False
         record.answer = kind
         if record.forgotten:
@@ -1024,7 +1049,7 @@ class Receiver:
             return
         record.frames = wire.encode_answer(kind, self.instance, (record.id,), codec=codec, body=body)
         for route in record.routes:
-            self.writes.append((route, record.frames))
+            self._send(route, record.frames)
         size = self._replies[record] = _size(record.frames)
         self._reply_bytes += size
         while self._reply_bytes > REPLY_CACHE and len(self._replies) > 1:
@@ -1033,23 +1058,23 @@ class Receiver:
     def heartbeat(self, record: Record) -> None:
         """A call is still being run."""
         if record.running and not record.forgotten:
-            self._unanswered.pop(record, None)
+            self.unanswered.pop(record, None)
             self._answer(record.routes, wire.HEARTBEAT, record.id)
 
     def tick(self, now: float) -> None:
         """Whatever is due by now: acknowledgements, and the forgetting of what nobody asks for any more."""
-        while self._unanswered:
-            record, due = next(iter(self._unanswered.items()))
+        while self.unanswered:
+            record, due = next(iter(self.unanswered.items()))
             if due > now:
                 break
-            del self._unanswered[record]
+            del self.unanswered[record]
             self._collect(self.acks, record)
         if self._done_at <= now:
             self._done_at = inf
             self._write_ids(wire.DONE, self._done)
         if self._sweep_at <= now:
             self._sweep(now)
-        self.due = min(self._sweep_at, self._done_at, next(iter(self._unanswered.values()), inf))
+        self.due = min(self._sweep_at, self._done_at, next(iter(self.unanswered.values()), inf))
 
     def flush(self) -> None:
         """Turn the acknowledgements collected since into messages: one to each connection."""
@@ -1059,7 +1084,7 @@ class Receiver:
     def _write_ids(self, kind: int, ids: dict[bytes, list[int]]) -> None:
         for route, answered in ids.items():
             for i in range(0, len(answered), wire.MOST_IDS):
-                self.writes.append((route, wire.encode_answer(kind, self.instance, answered[i : i + wire.MOST_IDS])))
+                self._send(route, wire.encode_answer(kind, self.instance, answered[i : i + wire.MOST_IDS]))
         ids.clear()
 
     @staticmethod
@@ -1067,9 +1092,10 @@ class Receiver:
         for route in record.routes:
             answers[route].append(record.id)
 
-    def _answer(self, routes: Sequence[bytes], kind: int, id: int) -> None:
-        for route in routes:
-            self.writes.append((route, wire.encode_answer(kind, self.instance, (id,))))
+    def _answer(self, routes: Sequence[bytes], kind: int, id: int) -> bool:
+        frames = wire.encode_answer(kind, self.instance, (id,))
+        written = [self._send(route, frames) for route in routes]
+        return any(written)
 
     def _repeated(self, record: Record, route: bytes) -> None:
         """Answered with what was answered before.
@@ -1081,7 +1107,7 @@ class Receiver:
         if route not in record.routes:
             record.routes = (*record.routes[-3:], route)
         if record.frames is not None:
-            self.writes.append((route, record.frames))
+            self._send(route, record.frames)
         elif record.answer in (wire.REPLY, wire.FAILURE):  # it was dropped, to bound the memory
             self._answer((route,), wire.FORGOTTEN, record.id)
         elif record.answer:
@@ -1093,7 +1119,7 @@ class Receiver:
         record.forgotten = True
         if record in self._replies:
             self._drop_reply(record)
-        self._unanswered.pop(record, None)
+        self.unanswered.pop(record, None)
 
     def _drop_reply(self, record: Record) -> None:
         self._reply_bytes -= self._replies.pop(record)

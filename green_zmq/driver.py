@@ -54,13 +54,19 @@ class ZmqDriver(base.BaseDriver):
         retry: int | None = None,
         transport_options: Any = None,
     ) -> Any:
-        engine = self._running()
+        engine = self._engine
+        if engine is None or engine.over:
+            engine = self._running()
         kind = wire.FANOUT if target.fanout else wire.CALL if wait_for_reply else wire.CAST
         try:
             answer = engine.client.send(
                 kind,
-                self._key(target, "" if target.fanout else target.server),
-                [_context(ctxt), message],
+                Key(
+                    target.exchange or self._default_exchange or "",
+                    target.topic,
+                    "" if target.fanout else target.server or "",
+                ),
+                [ctxt if isinstance(ctxt, dict) else _context(ctxt), message],
                 timeout=timeout,
                 monitor=call_monitor_timeout,
                 retry=retry,
@@ -151,4 +157,5 @@ class ZmqDriver(base.BaseDriver):
 
 
 def _context(ctxt: Any) -> Any:
-    return ctxt if isinstance(ctxt, dict) else ctxt.to_dict() if hasattr(ctxt, "to_dict") else ctxt or {}
+    """Of a service that has no serializer for it."""
+    return ctxt.to_dict() if hasattr(ctxt, "to_dict") else ctxt or {}

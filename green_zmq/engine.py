@@ -50,8 +50,8 @@ class Engine:
         self._loop = loop
         self._router = router
         self._asker = asker
-        self._sender = sender = Sender(self.instance, settings.limits, Table())
-        self._receiver = Receiver(self.instance)
+        self._sender = sender = Sender(self.instance, settings.limits, Table(), loop.send)
+        self._receiver = Receiver(self.instance, router.write)
         self._resolver = Resolver(asker, sender, settings, now, self._gone)
         self._connections = Connections(loop, sender, settings, now)
         self.client = Client(loop, sender, self._connections, self._resolver, settings, now)
@@ -64,7 +64,7 @@ class Engine:
         self._stay_until = inf
         self.over = False
         loop.timed += [sender, self._receiver, self._connections, self._resolver, self.server, self.subscriber, self]
-        loop.settle = self._settle
+        loop.settle, loop.is_settled = self._settle, self._is_settled
         loop.on_crash = self._crashed
         _engines.add(self)
 
@@ -116,15 +116,20 @@ class Engine:
                 self._finish()
         self.due = inf if self.over else now + _LOOK
 
+    def _is_settled(self) -> bool:
+        sender = self._sender
+        return not (
+            sender.finished or sender.waiting or sender.lookups or sender.wanted or sender.doubtful or sender.dropped
+            or sender.lost or sender.failed or self._receiver.acks
+        )  # fmt: skip
+
     def _settle(self) -> None:
         """At the end of each round of the loop: most often one side has something to do, or neither."""
-        sender, receiver = self._sender, self._receiver
-        if sender.undone or sender.finished or sender.waiting or sender.lost or sender.failed:
+        if not self._is_settled():
             self.client.settle()
-        if receiver.writes or receiver.acks:
-            self.server.settle()
+            self._receiver.flush()
 
-    def _begin_close(self, _: None) -> None:
+    def _begin_close(self) -> None:
         if self._close_by == inf:
             self.due = self._now()
             self._close_by = self.due + self._settings.linger

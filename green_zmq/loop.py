@@ -48,6 +48,13 @@ _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _monitors = itertools.count()
 
 
+def _nothing() -> None: ...
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
 class Timed(Protocol):
     """Something with a next thing to do: ``tick`` is called when ``due``, a monotonic time, has come."""
 
@@ -96,11 +103,16 @@ class Loop:
         self.timed: list[Timed] = []
         # Called after each round, to write what it decided.
         self.settle: Callable[[], None] = lambda: None
+        # Whether there is nothing to be written or told.
+        self.is_settled: Callable[[], bool] = lambda: True
         # Called with the reason when the loop must end because of a defect, or cannot begin.
         self.on_crash: Callable[[str], None] | None = None
-        self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._mailbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._later: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._poller: Poller | None = None
         self._sleeping = False
+        # Until then, if nothing happens before.
+        self._due = inf
         self._stopping = False
         self._started = False
         self._context: zmq.Context[Any] | None = None
@@ -119,18 +131,20 @@ class Loop:
         self._started = True
         self.model.spawn(self._run)
 
-    def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:
-        """Have ``fn(argument)`` called by the loop.
+    def post(self, fn: Callable[..., object], *arguments: Any) -> None:
+        """Have ``fn`` called by the loop, with these arguments.
 
         :raises TransportClosed: it has ended.
         """
-        self._mailbox.append((fn, argument))
+        self._mailbox.append((fn, arguments))
         if self._over:
             raise TransportClosed("The transport was closed.")
         if self._sleeping:
             try:
                 self._sleeping = False
-                self._wake()
+                poller = self._poller
+                if poller is not None:
+                    poller.wake()
             except BaseException:  # raised in this thread by another, or by a signal: others rely on this wake
                 self._wake()
                 raise
@@ -140,9 +154,47 @@ class Loop:
         if poller is not None:
             poller.wake()
 
-    def post_lazily(self, fn: Callable[[Any], None], argument: Any = None) -> None:
+    def call(self, fn: Callable[..., object], *arguments: Any) -> None:
+        """As :meth:`post`, but called at once, here, if the loop rests: a thread less has to be woken, or switched to.
+
+        Many cost less together, so this is for one that comes alone. ``fn`` must neither wait nor log, or other green threads
+        could come in between.
+        """
+        poller = self._poller
+        if self._sleeping and poller is not None and poller.is_here():
+            with poller.lock:  # which the loop, if it has a thread of its own, gives up only while it waits
+                if self._sleeping:
+                    try:
+                        self._sleeping = False  # what comes in between, from a finalizer maybe, is for the mailbox
+                        fn(*arguments)
+                        self._sleeping = True  # as in _turn(), before the mailbox is looked at
+                        if not self._mailbox and self._may_rest():
+                            return
+                    except Exception as error:  # a defect, which is to end the loop
+                        self._mailbox.append((_fail, (error,)))
+                    except BaseException:  # as in post()
+                        self._sleeping = False
+                        poller.wake()
+                        raise
+                    self._sleeping = False
+                    poller.wake()
+                    return
+        self.post(fn, *arguments)
+
+    def _may_rest(self) -> bool:
+        """Whether what was done at once leaves nothing for the loop to do, or to do earlier."""
+        for timed in self.timed:
+            if timed.due < self._due:
+                return False
+        for socket in self._touched:
+            if _get(socket, _EVENTS) & _POLLIN:  # it may have taken the edge of something that arrived
+                return False
+        self._touched.clear()
+        return self.is_settled()
+
+    def post_lazily(self, fn: Callable[..., object], *arguments: Any) -> None:
         """As :meth:`post`, but it can wait for whatever else wakes the loop."""
-        self._mailbox.append((fn, argument))
+        self._later.append((fn, arguments))
 
     def join(self) -> None:
         """Wait until the loop has ended and its sockets have sent what they had, or had no more time to."""
@@ -258,8 +310,12 @@ class Loop:
     def _turn(self, poller: Poller) -> None:  # noqa: C901 (one loop, in one piece: nothing of it makes sense alone)
         mailbox, touched = self._mailbox, self._touched
         while not self._stopping:
-            if mailbox:
-                self._take_posts()
+            while self._later:
+                mailbox.append(self._later.popleft())
+            for _ in range(min(len(mailbox), _BURST)):
+                fn, arguments = mailbox.popleft()
+                fn(*arguments)
+            fn, arguments = _nothing, ()  # or the last one, a large message maybe, would be kept until the next comes
             if touched:
                 until = time.monotonic() + READING
                 for socket in list(touched):
@@ -280,9 +336,10 @@ class Loop:
             for socket in list(touched):  # a send may have taken the edge of something that arrived
                 if not _get(socket, _EVENTS) & _POLLIN:
                     del touched[socket]
+            self._due = due
             # From here on whoever posts wakes us; what was posted before is seen by the test.
             self._sleeping = True
-            if mailbox or touched or self._stopping:
+            if mailbox or touched or self._later or self._stopping:
                 self._sleeping = False
                 timeout: float | None = 0
             else:
@@ -291,13 +348,6 @@ class Loop:
             self._sleeping = False
             for socket in fired:
                 touched[socket] = None
-
-    def _take_posts(self) -> None:
-        """In a frame of its own: that of the loop would keep the last one, a large message maybe, until the next comes."""
-        mailbox = self._mailbox
-        for _ in range(min(len(mailbox), _BURST)):
-            fn, argument = mailbox.popleft()
-            fn(argument)
 
     def _tick(self, now: float) -> None:
         for timed in self.timed:
@@ -312,9 +362,11 @@ class Loop:
         if self._over:
             return
         self._over = True
-        while self._mailbox:  # whoever posted before that is told by what was posted
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
+        self._sleeping = False
+        for posts in (self._later, self._mailbox):  # whoever posted before that is told by what was posted
+            while posts:
+                fn, arguments = posts.popleft()
+                fn(*arguments)
         for socket in list(self._handlers):
             self.close(socket, 0)
         with self.model.LOCK:

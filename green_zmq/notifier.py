@@ -270,7 +270,7 @@ class Notifier:
 
     def _log(self, level: int, text: str, *values: object) -> None:
         with contextlib.suppress(TransportClosed):
-            self._loop.post(lambda _: LOG.log(level, text, *values))
+            self._loop.post(LOG.log, level, text, *values)
 
 
 def defect(error: Exception) -> StoreError:
@@ -282,10 +282,10 @@ def log_dropped(loop: Loop, counts: Counter[str], dropped: Mapping[Topic, int]) 
     for topic, count in dropped.items():
         counts["notifications dropped"] += count
         with contextlib.suppress(TransportClosed):
-            loop.post(_log_dropped, (count, *topic))
+            loop.post(_log_dropped, count, *topic)
 
 
-def _log_dropped(values: tuple[int, str, str]) -> None:
+def _log_dropped(*values: object) -> None:
     text = (
         "dropped %d notifications of exchange '%s' to %s that were not processed, but older than notification_age or too many "
     )

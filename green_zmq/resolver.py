@@ -40,7 +40,10 @@ def _forget(topic: Topic, directory: Directory) -> None:
 
 
 class Resolver:
-    """:param gone: called with a node that the directory no longer has."""
+    """
+    :ivar check_at: when a send is to call :meth:`refresh`,
+    :ivar stale: or when there are topics that have news.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Resolver:
         now: Callable[[], float],
         gone: Callable[[Node], None],
     ) -> None:
+        """:param gone: called with a node that the directory no longer has."""
         self.due = inf
         self.counts: Counter[str] = Counter()
         self._asker = asker
@@ -60,12 +64,12 @@ class Resolver:
         self._now = now
         self._gone = gone
         self._directory: Directory | None = None
-        self._checked = 0.0
-        self._stale: dict[Topic, None] = {}
+        self.check_at = 0.0
+        self.stale: dict[Topic, None] = {}
         self._asked: dict[Topic, float] = {}
         # When a topic with many servers, which takes a while to be read, may be read again because it has changed.
         self._again_at: dict[Topic, float] = {}
-        # When something was last sent there.
+        # When something was last sent there, unless the sender knows of a later time.
         self._used: dict[Topic, float] = {}
         self._forget_at = inf
         self._node: Node | None = None
@@ -110,7 +114,8 @@ class Resolver:
         """Ask for a topic, unless that is under way."""
         if topic not in self._asked:
             self._asked[topic] = self._now()
-            self._stale.pop(topic, None)
+            self._used.setdefault(topic, self._asked[topic])
+            self.stale.pop(topic, None)
             self.counts["topics looked up"] += 1
             if self._forget_at == inf:
                 self._forget_at = self._now() + self._settings.idle_timeout
@@ -130,9 +135,9 @@ class Resolver:
         :param strictly: ask whether there is news even if that was asked just now.
         """
         self._used[topic] = now
-        if self._directory is not None and (strictly or self._checked + _FRESH <= now):
+        if strictly or self.check_at <= now:
             self._check(now)
-        if topic in self._stale and (strictly or self._again_at.get(topic, 0.0) <= now):
+        if topic in self.stale and (strictly or self._again_at.get(topic, 0.0) <= now):
             self.look_up(topic)
         return topic not in self._asked
 
@@ -166,8 +171,8 @@ class Resolver:
 
     def _look_up_awaited(self, *, all_of_them: bool) -> None:
         for topic in self._sender.awaited():
-            if all_of_them or topic in self._stale:
-                self._stale[topic] = None
+            if all_of_them or topic in self.stale:
+                self.stale[topic] = None
                 self.look_up(topic)
 
     # How.
@@ -179,25 +184,27 @@ class Resolver:
         """Topics that nothing was sent to for as long as an unused connection is kept."""
         keep = {*self._sender.awaited(), *self._asked}
         oldest = now - self._settings.idle_timeout
+        for topic, used in self._sender.used().items():
+            self._used[topic] = max(used, self._used.get(topic, 0.0))
         for topic in [topic for topic, used in self._used.items() if used <= oldest and topic not in keep]:
             del self._used[topic]
             self._again_at.pop(topic, None)
-            self._stale.pop(topic, None)
+            self.stale.pop(topic, None)
             self._sender.forget(topic)
             self._asker.ask(partial(_forget, topic), _ignore)
         self._forget_at = now + self._settings.idle_timeout / 2 if self._used else inf
 
     def _check(self, now: float) -> None:
-        self._checked = now
+        self.check_at = now + _FRESH
         if self._directory is not None:
             changed = self._directory.changes()
             news = [*self._table.topics, *self._asked] if changed is None else changed
-            self._stale.update(dict.fromkeys(news))
+            self.stale.update(dict.fromkeys(news))
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
         asked, now = self._asked.pop(topic), self._now()
         if isinstance(answer, DirectoryError):
-            self._stale[topic] = None
+            self.stale[topic] = None
             self._sender.not_looked_up(topic, str(answer), now)
         else:
             if len(answer) >= _MANY:

@@ -33,6 +33,8 @@ LOG = logging.getLogger(__name__)
 _HANDED: Final = 64
 # A caller that wants to hear heartbeats more rarely hears them this often, in seconds: so soon ends what watches its call.
 _MONITOR_MOST: Final = 60.0
+# While a larger reply is written, others may run.
+_SMALL: Final = 1 << 16
 # The most of a reason why there is no reply, characters.
 _REASON: Final = 1000
 
@@ -217,13 +219,14 @@ class Server:
             raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {min(most, record.most)}.")
         if limited and size > record.most:
             raise _TooLargeForCaller(f"The reply has {size} bytes; max_message_bytes of the caller allows {record.most}.")
-        self._loop.post(self._reply, (record, kind, codec, body))
+        alone = len(self._receiver.unanswered) < 2 and size <= _SMALL
+        (self._loop.call if alone else self._loop.post)(self._receiver.reply, record, kind, codec, body)
 
     def heartbeat(self, record: Record) -> None:
         with contextlib.suppress(TransportClosed):
             self._loop.post(self._receiver.heartbeat, record)
 
-    def _ask_loop(self, fn: Callable[[Any], None], listener: Listener) -> None:
+    def _ask_loop(self, fn: Callable[[Listener, Callable[[Exception | None], None]], None], listener: Listener) -> None:
         """Have the loop do something that takes a while, and wait for it."""
         done = self._loop.model.Event()
         errors: list[Exception] = []
@@ -233,20 +236,12 @@ class Server:
                 errors.append(error)
             done.set()
 
-        self._loop.post(fn, (listener, then))
+        self._loop.post(fn, listener, then)
         done.wait()
         if errors:
             raise errors[0]
 
     # For the loop's thread.
-
-    def settle(self) -> None:
-        """Write what was decided."""
-        receiver = self._receiver
-        receiver.flush()
-        writes, receiver.writes = receiver.writes, []
-        for route, frames in writes:
-            self._router.write(route, frames)
 
     def tick(self, now: float) -> None:
         """Batches whose time has run out."""
@@ -264,14 +259,13 @@ class Server:
 
     def close(self, linger: float) -> None:
         self.leave()
-        self.settle()
+        self._receiver.flush()
         self._router.close(linger)
 
     def _all(self) -> list[Listener]:
         return [listener for key, listeners in self._listeners.items() if key.server for listener in listeners]
 
-    def _start(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
-        listener, then = order
+    def _start(self, listener: Listener, then: Callable[[Exception | None], None]) -> None:
         if self._closed:
             then(TransportClosed("The transport was closed."))
             return
@@ -300,8 +294,7 @@ class Server:
             self._announce(lambda _: None)
         then(error)
 
-    def _stop(self, order: tuple[Listener, Callable[[Exception | None], None]]) -> None:
-        listener, then = order
+    def _stop(self, listener: Listener, then: Callable[[Exception | None], None]) -> None:
         if listener not in self._listeners.get(listener.key, ()):
             then(None)
             return
@@ -311,7 +304,7 @@ class Server:
         """Nobody finds it any more: give back what was not begun, in the order it came."""
         if listener in self._listeners.get(listener.key, ()):
             self._remove(listener)
-        self.settle()
+        self._receiver.flush()
         for incoming in list(listener.unbegun):
             if listener.unbegun.pop(incoming, False):
                 self._give_back(listener, incoming)
@@ -320,10 +313,8 @@ class Server:
         then(None)
 
     def _give_back(self, listener: Listener, incoming: Incoming) -> None:
-        self._refuse(incoming.record, wire.GIVEN_BACK)
-        writes, self._receiver.writes = self._receiver.writes, []
-        written = [self._router.write(route, frames) for route, frames in writes]
-        if (incoming.record.forgotten or not any(written)) and incoming.record.kind == wire.CAST:
+        told = self._refuse(incoming.record, wire.GIVEN_BACK)
+        if (incoming.record.forgotten or not told) and incoming.record.kind == wire.CAST:
             # Its sender is not there to take it back, or has given it up, so it is run here after all; and that is what it is
             # told if it returns.
             self._receiver.accept(incoming.record, self._now())
@@ -398,15 +389,17 @@ class Server:
             listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
             self.due = min(self.due, listener.batches.due)
 
-    def _refuse(self, record: Record, kind: int) -> None:
+    def _refuse(self, record: Record, kind: int) -> bool:
         name = wire.message_name(record.sender, record.id)
         LOG.debug("refused message %s to %s: %s", name, record.key, wire.kind_name(kind))
-        self._receiver.refuse(record, kind)
+        return self._receiver.refuse(record, kind)
 
     def _choose(self, listeners: deque[Listener], kind: int) -> Sequence[Listener]:
         """The listeners that are to take a message: for a fanout all or none, else one that has room, in turn."""
         window = self._settings.listener_window
-        if len(listeners) == 1 or kind == wire.FANOUT:
+        if len(listeners) == 1:
+            return listeners if listeners[0].room(window) else ()
+        if kind == wire.FANOUT:
             return listeners if all(listener.room(window) for listener in listeners) else ()
         for _ in listeners:
             listeners.rotate(-1)
@@ -434,9 +427,6 @@ class Server:
 
     def _hand_over(self, listener: Listener) -> None:
         listener.hand_over(self._now())
-
-    def _reply(self, result: tuple[Record, int, int, list[bytes]]) -> None:
-        self._receiver.reply(*result)
 
     def _refuse_frames(self, what: str, error: Exception, which: str = "") -> None:
         """Counted, and logged once a minute, whichever it is."""

@@ -65,6 +65,8 @@ MOST_IDS: Final = 0xFFFF
 _FOREVER: Final = (1 << 64) - 1
 _LONGEST: Final = 1e9  # seconds
 _LONGEST_KEY: Final = 65_000
+# Addresses up to this size are kept when they were decoded.
+_USUAL_KEY: Final = 512
 
 # A string longer than this travels beside the document, in frames of its own, neither escaped nor scanned: encoding
 # 64 MiB as JSON takes half a second in which no other green thread runs; as frames, the longest step is a few ms.
@@ -137,11 +139,6 @@ def encode_key(key: Key) -> bytes:
     for name, part in zip(Key._fields, key, strict=True):
         if not isinstance(part, str):
             raise Unserializable(f"the target's {name} must be text, not {part!r}")
-    return _encode_key(key)
-
-
-@functools.lru_cache(maxsize=4096)
-def _encode_key(key: Key) -> bytes:
     parts = []
     try:
         for part in key:
@@ -154,9 +151,8 @@ def _encode_key(key: Key) -> bytes:
     return b"".join([struct.pack("!H", len(part)) + part for part in parts])
 
 
-def _decode_key(raw: bytes) -> Key:
-    # What strangers send must not fill the cache with megabytes.
-    return _decode_usual_key(raw) if len(raw) <= 512 else _decode_any_key(raw)
+# The same for those that are sent to.
+encoded_key = functools.lru_cache(maxsize=4096)(encode_key)
 
 
 def _decode_any_key(raw: bytes) -> Key:
@@ -199,6 +195,8 @@ def encode_request(
     every = 0 if monitor is None else max(1, int(min(monitor, 4e6) * 1000))
     milliseconds = _FOREVER if left is None else int(min(max(left, 0.0), _LONGEST) * 1000)
     header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, milliseconds, most, every, len(key))
+    if len(body) == 1 and len(body[0]) <= _INLINE:
+        return [b"".join((header, key, body[0]))]
     return _frames(header + key, body)
 
 
@@ -237,7 +235,9 @@ def decode_request(frames: Sequence[bytes]) -> Request:
     if magic != _MAGIC or version != VERSION or kind not in REQUESTS:
         raise _explain(frames)
     end = _REQUEST.size + size
-    key = _decode_key(header[_REQUEST.size : end])
+    raw = header[_REQUEST.size : end]
+    # What strangers send must not fill the cache with megabytes.
+    key = _decode_usual_key(raw) if size <= _USUAL_KEY else _decode_any_key(raw)
     if floor > id:
         raise WireError("a request says that it is closed itself")
     return Request(
@@ -262,7 +262,8 @@ def encode_answer(kind: int, server: bytes, ids: Sequence[int], *, codec: int = 
     """
     count = len(ids)
     packed = _ONE_ID.pack(ids[0]) if count == 1 else struct.pack(f"!{count}Q", *ids)
-    return _frames(_ANSWER.pack(_MAGIC, VERSION, kind, codec, server, count) + packed, body)
+    header = _ANSWER.pack(_MAGIC, VERSION, kind, codec, server, count) + packed
+    return _frames(header, body) if body else [header]
 
 
 def decode_answer(frames: Sequence[bytes]) -> Answer:
@@ -316,15 +317,6 @@ _json_encode = json.JSONEncoder(default=jsonutils.to_primitive, separators=(",",
 _json_decode = json.JSONDecoder().decode
 
 
-def _encode_document(value: object, codec: int) -> bytes:
-    try:
-        if codec == MSGPACK:
-            return bytes(msgpackutils.dumps(value))
-        return _json_encode(value).encode()
-    except Exception as error:  # an object may raise anything when it is looked at
-        raise Unserializable(f"a value cannot be put on the wire: {error}") from error
-
-
 def _decode_document(raw: bytes, codec: int) -> Any:
     try:
         if codec == JSON:
@@ -334,25 +326,6 @@ def _decode_document(raw: bytes, codec: int) -> Any:
     except Exception as error:  # msgpack raises a dozen kinds, its extensions whatever they like
         raise WireError(f"the body of a message cannot be decoded: {str(error)[:_QUOTED]}") from error
     raise WireError(f"the body of a message is in the unknown codec {codec}")
-
-
-def _holds_large(value: object) -> bool:
-    """Whether there may be a large string in ``value``: most often not, so this must be quick."""
-    todo = [value]
-    for inner in todo:
-        kind = type(inner)
-        if kind is str:
-            if len(inner) > LARGE:  # type: ignore[arg-type]
-                return True
-        elif kind is dict:
-            todo += islice(inner.values(), _LOOK)  # type: ignore[attr-defined]
-        elif kind is list or kind is tuple:
-            todo += inner[:_LOOK]  # type: ignore[index]
-        else:
-            continue
-        if len(todo) > _LOOK:
-            return True
-    return False
 
 
 def _find_large(value: object) -> list[tuple[str | int, ...]]:
@@ -394,8 +367,27 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
     :param pause: called between two pieces, so that a green thread can let others run.
     :raises Unserializable: the value, or something in it, cannot be encoded.
     """
-    if not _holds_large(value):
-        return [_encode_document(value, codec)]
+    # Most often there is no large string. Whether there may be one must be told quickly, so all of this is one function.
+    todo = [value]
+    beside: list[bytes] = []
+    for inner in todo:
+        kind = type(inner)
+        if kind is dict:
+            todo += islice(inner.values(), _LOOK)  # type: ignore[attr-defined]
+        elif kind is list or kind is tuple:
+            todo += inner[:_LOOK]  # type: ignore[index]
+        if len(todo) > _LOOK or (kind is str and len(inner) > LARGE):  # type: ignore[arg-type]
+            value, places, pieces = _take_out_large(value, pause)
+            beside = [*encode_body(places, codec, pause), *pieces] if places else []
+            break
+    try:
+        return [_json_encode(value).encode() if codec == JSON else bytes(msgpackutils.dumps(value)), *beside]
+    except Exception as error:  # an object may raise anything when it is looked at
+        raise Unserializable(f"a value cannot be put on the wire: {error}") from error
+
+
+def _take_out_large(value: object, pause: Callable[[], None]) -> tuple[object, list[list[Any]], list[bytes]]:
+    """The value without its large strings, their places with the number of their pieces, and those."""
     places: list[list[Any]] = []
     pieces: list[bytes] = []
     for path in _find_large(value):
@@ -406,8 +398,7 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
             pause()
             pieces.append(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
         places.append([path, len(pieces) - before])
-    document = _encode_document(value, codec)
-    return [document, _encode_document(places, codec), *pieces] if places else [document]
+    return value, places, pieces
 
 
 def decode_body(frames: Sequence[bytes], codec: int, pause: Callable[[], None]) -> Any:

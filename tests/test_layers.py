@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from functools import cache
@@ -234,3 +235,74 @@ print(sorted({"eventlet", "gevent", "redis", "sqlite3"} & set(sys.modules)))
 def test_importing_the_package_imports_nothing_else() -> None:
     done = run("import sys, green_zmq; print([m for m in ('oslo_messaging', 'zmq', 'eventlet') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# A tour: the functions that get a message, from where oslo.messaging hands it over until libzmq has it.
+TOUR = """
+import inspect, json, sys, threading
+{patch}
+import oslo_messaging
+from oslo_config import cfg
+import green_zmq
+from green_zmq.delivery import Outgoing
+
+MARK = "a message that is followed"
+tour, going, arrived = [], False, threading.Event()
+
+def is_it(value):
+    return isinstance(value, Outgoing) or (any(map(is_it, value)) if isinstance(value, tuple) else MARK in repr(value))
+
+def watch(frame, event, argument):
+    global going
+    code = frame.f_code
+    if going and event == "call" and "green_zmq" in code.co_filename:
+        count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+        if any(is_it(frame.f_locals[name]) for name in code.co_varnames[:count]):
+            tour.append([code.co_filename.rpartition("green_zmq/")[2], code.co_name])
+            going = tour[-1] != ["loop.py", "send"]
+
+class Endpoint:
+    def take(self, ctxt, value):
+        if value == MARK:
+            arrived.set()
+
+threading.setprofile(watch)
+sys.setprofile(watch)
+conf = cfg.CONF  # oslo.messaging's client works with no other
+conf([], project="tour")
+server, sender = [oslo_messaging.get_rpc_transport(conf, "zmq+memory://") for _ in range(2)]
+target = oslo_messaging.Target(topic="tour", server="here")
+service = green_zmq.get_rpc_server(server, target, [Endpoint()], executor="{executor}")
+service.start()
+client = oslo_messaging.get_rpc_client(sender, oslo_messaging.Target(topic="tour"))
+for _ in range(10):
+    client.cast({{}}, "take", value="a message before")
+going = True
+client.cast({{}}, "take", value=MARK)
+arrived.wait()
+going = False
+service.stop()
+service.wait()
+for transport in (sender, server):
+    transport.cleanup()
+print(json.dumps(tour))
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "executor"),
+    [
+        ("", "threading"),
+        ("import eventlet; eventlet.monkey_patch()", "eventlet"),
+        ("from gevent import monkey; monkey.patch_all()", "gevent"),
+    ],
+    ids=["threads", "eventlet", "gevent"],
+)
+def test_a_warm_cast_goes_through_few_functions(patch: str, executor: str) -> None:
+    done = run(TOUR.format(patch=patch, executor=executor))
+    assert done.returncode == 0, done.stderr
+    tour = json.loads(done.stdout)
+    assert tour[0] == ["driver.py", "send"]
+    assert tour[-1] == ["loop.py", "send"]
+    assert len(tour) <= 12, tour
+    assert len({module for module, _ in tour}) <= 6, tour

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
 if TYPE_CHECKING:
     import select
     import socket
+
+
+# A wait may end so much later than it was to, seconds: a timer that is armed anew costs as much as the rest of a wake-up.
+SLACK: Final = 0.001
 
 
 class Event(Protocol):
@@ -33,9 +37,14 @@ class Lock(AbstractContextManager[Any], Protocol):
 class Poller(Protocol):
     """Lets a loop wait for its sockets. Made and used in the thread of that loop; only :meth:`wake` is for all.
 
+    :ivar lock: keeps a loop that waits from going on. In a green model nobody need wait for it: other green threads of the same
+        native one run only while the loop waits.
+
     Which sockets are ready is for the loop to find out: ``zmq.FD`` is edge-triggered, and any use of a socket may swallow
     the edge. So the loop looks at ``zmq.EVENTS`` before it waits, and after.
     """
+
+    lock: AbstractContextManager[Any]
 
     def register(self, socket: zmq.Socket[bytes]) -> None: ...
 
@@ -49,6 +58,9 @@ class Poller(Protocol):
 
     def wake(self) -> None:
         """End the wait, or the next one if there is none; from any thread."""
+
+    def is_here(self) -> bool:
+        """Whether a thread that has the lock may use what is the loop's."""
 
     def close(self) -> None: ...
 

@@ -22,6 +22,8 @@ from eventlet import hubs, patcher
 from eventlet.green import zmq as green_zmq
 from eventlet.support import greenlets
 
+from green_zmq.executors.base import SLACK
+
 NAME = "eventlet"
 Context = green_zmq.Context
 
@@ -106,6 +108,7 @@ class Poller:
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
         self._timer: Any = None
+        self.lock = _native.Lock()
 
     def register(self, socket: Any) -> None:
         fd = socket.fileno()
@@ -124,10 +127,10 @@ class Poller:
         try:
             if self._woken or self._fired or timeout == 0:
                 self._hub.schedule_call_global(0, self._resume)
-            elif timeout is not None and monotonic() + timeout < self._armed:
+            elif timeout is not None and (until := monotonic() + timeout) < self._armed - SLACK:
                 if self._timer is not None:
                     self._timer.cancel()
-                self._armed = monotonic() + timeout
+                self._armed = until
                 self._timer = self._hub.schedule_call_global(timeout, self._on_time)
             self._hub.switch()
         finally:
@@ -144,6 +147,9 @@ class Poller:
             self._woken = True
             if self._waiting:
                 self._hub.schedule_call_global(0, self._resume)
+
+    def is_here(self) -> bool:
+        return bool(_native.get_native_id() == self._thread)
 
     def close(self) -> None:
         if self._timer is not None:

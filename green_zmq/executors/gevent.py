@@ -24,6 +24,8 @@ import zmq.green
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import get_hub
 
+from green_zmq.executors.base import SLACK
+
 NAME = "gevent"
 Context = zmq.green.Context
 
@@ -108,6 +110,7 @@ class Poller:
         self._timer = self._hub.loop.timer(0)
         self._at_once = self._hub.loop.timer(0)
         self._others = self._hub.loop.async_()
+        self.lock = _allocate_lock()
         self._others.start(self._resume)
 
     def register(self, socket: Any) -> None:
@@ -126,8 +129,8 @@ class Poller:
             if self._woken or self._fired or timeout == 0:
                 # Not a callback: gevent runs up to 50 of those before it looks at timers and descriptors.
                 self._at_once.start(self._resume)
-            elif timeout is not None and monotonic() + timeout < self._armed:
-                self._arm(timeout)
+            elif timeout is not None and (until := monotonic() + timeout) < self._armed - SLACK:
+                self._arm(until, timeout)
             self._hub.switch()
         finally:
             self._waiting = False
@@ -143,6 +146,9 @@ class Poller:
             self._woken = True
             if self._waiting:
                 self._hub.loop.run_callback(self._resume)
+
+    def is_here(self) -> bool:
+        return bool(_get_ident() == self._thread)
 
     def close(self) -> None:
         self._timer.close()
@@ -163,8 +169,8 @@ class Poller:
             self._hub.loop.run_callback(self._resume)
         self._fired.add(socket)
 
-    def _arm(self, timeout: float) -> None:
-        self._armed = monotonic() + timeout
+    def _arm(self, until: float, timeout: float) -> None:
+        self._armed = until
         self._timer.close()
         self._timer = self._hub.loop.timer(timeout)
         self._timer.start(self._on_time, update=True)  # the hub's own idea of now is as old as its last iteration

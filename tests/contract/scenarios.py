@@ -143,7 +143,7 @@ def leftovers(url: str, tag: str = "") -> dict[str, int]:
     sender = engine._sender
     links = list(sender._links.values())
     return {
-        "requests": len(sender._requests),
+        "requests": len(sender.requests),
         "waiting": len(sender.waiting),
         "draining": len(sender._draining),
         "outbox": sender.pending,
@@ -153,7 +153,7 @@ def leftovers(url: str, tag: str = "") -> dict[str, int]:
         "held": len(sender._held),
         "mailbox": len(engine._loop._mailbox),
         "reply bytes": engine._receiver._reply_bytes,
-        "unanswered": len(engine._receiver._unanswered),
+        "unanswered": len(engine._receiver.unanswered),
     }
 
 

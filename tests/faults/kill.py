@@ -79,7 +79,7 @@ def held(url: str) -> dict[str, int]:
         "records": sum(len(peer.records) for peer in peers),
         "replies": len(receiver._replies),
         "reply bytes": receiver._reply_bytes,
-        "unanswered": len(receiver._unanswered),
+        "unanswered": len(receiver.unanswered),
         "messages": sum(len(each.batches.waiting) + len(each.unbegun) for each in engine.server._all()),
     }
 

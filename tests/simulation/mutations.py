@@ -28,7 +28,7 @@ MUTATIONS = {
     ),
     "a request goes to another instance when the connection is lost": Mutation(
         "green_zmq.delivery",
-        "        queued = [*self._unwritten(link), *link.queue]\n        link.queue.clear()\n",
+        "        queued = list(link.queue)\n        link.queue.clear()\n",
         "        queued = [*link.queue, *link.open.values()]\n        link.queue.clear()\n        link.open.clear()\n",
     ),
     "what was sent to a server that is gone goes to another": Mutation(
@@ -49,8 +49,8 @@ MUTATIONS = {
     ),
     "the lowest open id is too high": Mutation(
         "green_zmq.delivery",
-        "        return min(next(iter(self.taken)), next(iter(self.open), 1 << 63))",
-        "        return next(reversed(self.open), next(reversed(self.taken)))",
+        "            floor = min(floor, next(iter(link.taken)))",
+        "            floor = next(reversed(link.open), next(reversed(link.taken)))",
     ),
     "a request is accepted by an instance that it is not for": Mutation(
         "green_zmq.delivery", "if request.to != self.instance:", "if False:"
@@ -75,8 +75,8 @@ MUTATIONS = {
     ),
     "a call is not ended by its deadline": Mutation(
         "green_zmq.delivery",
-        "        for request in [r for r in self._requests if r.due() <= now]:",
-        "        for request in [r for r in self._requests if r.due() <= now and r.kind != CALL]:",
+        "        for request in [r for r in self.requests if r.due() <= now]:",
+        "        for request in [r for r in self.requests if r.due() <= now and r.kind != CALL]:",
     ),
     "a loss is not logged": Mutation(
         "green_zmq.delivery",
@@ -109,7 +109,7 @@ MUTATIONS = {
     ),
     "the reply of a call that was asked for again is not kept": Mutation(
         "green_zmq.delivery",
-        "        if record.frames is not None:\n            self.writes.append((route, record.frames))\n        elif",
+        "        if record.frames is not None:\n            self._send(route, record.frames)\n        elif",
         "        if",
     ),
     "replies are kept for ever": Mutation(

@@ -37,10 +37,11 @@ class Loop:
         )
         self.timed: list[Any] = []
         self.settle: Callable[[], None] = lambda: None
+        self.is_settled: Callable[[], bool] = lambda: True
         self.on_crash: Callable[[], None] | None = None
         self.over = False
         self._clock = clock
-        self._mailbox: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._mailbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._handlers: dict[Socket, Callable[[list[bytes]], None]] = {}
         self._due = inf
         self._spins = 0
@@ -50,14 +51,21 @@ class Loop:
     def start(self) -> None:
         self.wake()
 
-    def post(self, fn: Callable[[Any], None], argument: Any = None) -> None:
+    def post(self, fn: Callable[..., object], *arguments: Any) -> None:
         if self.over or not self.process.alive:
             raise TransportClosed("The transport was closed.")
-        self._mailbox.append((fn, argument))
+        self._mailbox.append((fn, arguments))
         self.wake()
 
-    def post_lazily(self, fn: Callable[[Any], None], argument: Any = None) -> None:
-        self._mailbox.append((fn, argument))
+    def call(self, fn: Callable[..., object], *arguments: Any) -> None:
+        if self.over or self._mailbox or self._clock.random.random() < 0.5:
+            self.post(fn, *arguments)
+        else:
+            fn(*arguments)
+            self.wake()
+
+    def post_lazily(self, fn: Callable[..., object], *arguments: Any) -> None:
+        self._mailbox.append((fn, arguments))
 
     def join(self) -> None:
         if not self.over:
@@ -85,7 +93,8 @@ class Loop:
         self.process.world.promises.written(self.process, list(frames))
         if socket.connection is not None:
             socket.connection.up.send(list(frames))
-        return True
+            return True
+        return self._clock.random.random() < 0.5  # libzmq may not know yet that the connection is gone
 
     def read(self, socket: Socket, most: int) -> bool:
         while socket.inbox and most and socket in self._handlers:
@@ -116,8 +125,8 @@ class Loop:
         if process.paused or process.frozen:
             return
         for _ in range(min(len(self._mailbox), random.choice((1, 3, 100)))):
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
+            fn, arguments = self._mailbox.popleft()
+            fn(*arguments)
         ready = [socket for socket in self._handlers if socket.inbox]
         random.shuffle(ready)
         for socket in ready:
@@ -141,8 +150,8 @@ class Loop:
     def _end(self) -> None:
         self.over = True
         while self._mailbox:
-            fn, argument = self._mailbox.popleft()
-            fn(argument)
+            fn, arguments = self._mailbox.popleft()
+            fn(*arguments)
         for socket in list(self._handlers):
             self.close(socket, 0)
         for event in self._ended:

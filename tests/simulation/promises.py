@@ -312,7 +312,7 @@ class Promises:
                 self.broken(2, f"{process} would write requests out of order")
         if any(n != 1 for n in everywhere.values()):
             self.broken(2, f"{process} has a request in two places")
-        if set(everywhere) != set(sender._requests):
+        if set(everywhere) != set(sender.requests):
             self.broken(1, f"{process} has a request nowhere")
         if sender._outbox_bytes != sum(request.size for request in sender._outbox):
             self.broken(9, f"{process} has lost count of its outbox")
@@ -399,13 +399,13 @@ class Promises:
         left = {
             name: value
             for thing in (sender, *sender._links.values(), process.engine.client)
-            for name in ("_requests", "waiting", "_draining", "_outbox", "open", "queue", "taken", "_held")
+            for name in ("requests", "waiting", "_draining", "_outbox", "open", "queue", "taken", "_held")
             if (value := getattr(thing, name, None))
         }
         if left or sender._outbox_bytes:
             self.broken(9, f"{process} still has {left}")
-        if receiver._reply_bytes or receiver._unanswered or any(peer.records for peer in receiver._peers.values()):
-            self.broken(9, f"{process} still remembers {receiver._replies}, {receiver._unanswered}")
+        if receiver._reply_bytes or receiver.unanswered or any(peer.records for peer in receiver._peers.values()):
+            self.broken(9, f"{process} still remembers {receiver._replies}, {receiver.unanswered}")
 
 
 class Remote(Exception):
