@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done at once, in the place of a loop that rests. Over native threads, where that is least simple."""
+"""The loop of a transport, over native threads."""
 
 from __future__ import annotations
 
@@ -48,42 +48,6 @@ def in_a_thread(fn: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=fn, daemon=True)
     thread.start()
     return thread
-
-
-def where(loop: Loop, hand: Callable[..., None]) -> int:
-    """The thread in which something is done."""
-    found: list[int] = []
-    hand(lambda: found.append(threading.get_ident()))
-    wait_until(lambda: found, LIMIT)
-    return found[0]
-
-
-def test_who_brings_something_to_a_loop_that_rests_does_it(loop: Loop) -> None:
-    found: list[bool] = []
-    in_a_thread(lambda: found.append(where(loop, loop.call) == threading.get_ident())).join(LIMIT)
-    assert found == [True]
-    assert loop._sleeping
-
-
-def test_the_main_thread_posts_it(loop: Loop) -> None:
-    """A handler of a signal may come in between, and wait for the loop."""
-    assert where(loop, loop.call) == where(loop, loop.post) != threading.get_ident()
-
-
-def test_what_is_posted_meanwhile_is_done(loop: Loop) -> None:
-    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
-
-    def at_once() -> None:
-        begun.set()
-        assert go_on.wait(LIMIT)
-
-    thread = in_a_thread(lambda: loop.call(at_once))
-    assert begun.wait(LIMIT)
-    loop.post(done.set)
-    assert not done.is_set()  # the loop does not go on
-    go_on.set()
-    thread.join(LIMIT)
-    assert done.wait(LIMIT)
 
 
 def test_what_it_posts_or_calls_itself_is_done(loop: Loop) -> None:

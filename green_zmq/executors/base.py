@@ -37,14 +37,9 @@ class Lock(AbstractContextManager[Any], Protocol):
 class Poller(Protocol):
     """Lets a loop wait for its sockets. Made and used in the thread of that loop; only :meth:`wake` is for all.
 
-    :ivar lock: keeps a loop that waits from going on. In a green model nobody need wait for it: other green threads of the same
-        native one run only while the loop waits.
-
     Which sockets are ready is for the loop to find out: ``zmq.FD`` is edge-triggered, and any use of a socket may swallow
     the edge. So the loop looks at ``zmq.EVENTS`` before it waits, and after.
     """
-
-    lock: AbstractContextManager[Any]
 
     def register(self, socket: zmq.Socket[bytes]) -> None: ...
 
@@ -60,7 +55,7 @@ class Poller(Protocol):
         """End the wait, or the next one if there is none; from any thread."""
 
     def is_here(self) -> bool:
-        """Whether a thread that has the lock may use what is the loop's."""
+        """Whether who asks may use what is the loop's while that waits: a green thread of the same native one."""
 
     def close(self) -> None: ...
 

@@ -108,7 +108,6 @@ class Poller:
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
         self._timer: Any = None
-        self.lock = _native.Lock()
 
     def register(self, socket: Any) -> None:
         fd = socket.fileno()

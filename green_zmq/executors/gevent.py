@@ -110,7 +110,6 @@ class Poller:
         self._timer = self._hub.loop.timer(0)
         self._at_once = self._hub.loop.timer(0)
         self._others = self._hub.loop.async_()
-        self.lock = _allocate_lock()
         self._others.start(self._resume)
 
     def register(self, socket: Any) -> None:
