@@ -10,7 +10,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from oslo_messaging._drivers import base
 from oslo_messaging._drivers.common import serialize_remote_exception
@@ -28,6 +28,8 @@ from green_zmq.routing import Node, Topic
 from green_zmq.wire import Key
 
 LOG = logging.getLogger(__name__)
+
+_What = TypeVar("_What")
 
 # Messages handed to an executor ahead of those whose processing has begun: as many as it has workers by default.
 _HANDED: Final = 64
@@ -219,14 +221,17 @@ class Server:
             raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {min(most, record.most)}.")
         if limited and size > record.most:
             raise _TooLargeForCaller(f"The reply has {size} bytes; max_message_bytes of the caller allows {record.most}.")
-        alone = len(self._receiver.unanswered) < 2 and size <= _SMALL
+        if size > _SMALL:  # who makes large ones is to make no more than can be written
+            self._ask_loop(self._reply, (record, kind, codec, body))
+            return
+        alone = len(self._receiver.unanswered) < 2
         (self._loop.call if alone else self._loop.post)(self._receiver.reply, record, kind, codec, body)
 
     def heartbeat(self, record: Record) -> None:
         with contextlib.suppress(TransportClosed):
             self._loop.post(self._receiver.heartbeat, record)
 
-    def _ask_loop(self, fn: Callable[[Listener, Callable[[Exception | None], None]], None], listener: Listener) -> None:
+    def _ask_loop(self, fn: Callable[[_What, Callable[[Exception | None], None]], None], what: _What) -> None:
         """Have the loop do something that takes a while, and wait for it."""
         done = self._loop.model.Event()
         errors: list[Exception] = []
@@ -236,7 +241,7 @@ class Server:
                 errors.append(error)
             done.set()
 
-        self._loop.post(fn, listener, then)
+        self._loop.post(fn, what, then)
         done.wait()
         if errors:
             raise errors[0]
@@ -427,6 +432,12 @@ class Server:
 
     def _hand_over(self, listener: Listener) -> None:
         listener.hand_over(self._now())
+
+    def _reply(self, reply: tuple[Record, int, int, list[bytes]], then: Callable[[Exception | None], None]) -> None:
+        try:
+            self._receiver.reply(*reply)
+        finally:
+            then(None)
 
     def _refuse_frames(self, what: str, error: Exception, which: str = "") -> None:
         """Counted, and logged once a minute, whichever it is."""
