@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import time
 import weakref
@@ -167,9 +168,15 @@ class Engine:
 
 def make_engine(settings: Settings, model: Model) -> Engine:
     """One that is as it is to be outside of a simulation."""
+    young, *older = gc.get_threshold()
+    if young in _PYTHONS_OWN and young < settings.gc_threshold:
+        gc.set_threshold(settings.gc_threshold, *older)
     loop, now = Loop(model), time.monotonic
     return Engine(settings, loop, Router(loop, settings, now), Asker(loop, settings), os.urandom(16), now)
 
+
+# The threshold of the youngest generation that CPython begins with, up to 3.12 and since; any other was chosen by somebody.
+_PYTHONS_OWN: Final = (700, 2000)
 
 # Engines of this process, and those that it has from its parent: they are kept, because ending them would disturb it.
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

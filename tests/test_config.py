@@ -100,6 +100,7 @@ OVERRIDES = [
     ("max_connections", "9", "max_connections", 9),
     ("connection_idle_timeout", "30", "idle_timeout", 30.0),
     ("heartbeat_interval", "2.5", "heartbeat", 2.5),
+    ("gc_threshold", "0", "gc_threshold", 0),
     ("notification_path", "/some/where", "notification_path", Path("/some/where")),
 ]
 

@@ -489,6 +489,8 @@ def tick_until_released(label: str) -> float:
 
 _many: dict[str, list[tuple[Any, Any]]] = {}
 _hoarded: list[int] = []
+# Before anything here has changed them.
+_THRESHOLDS = gc.get_threshold()
 _LIMITS = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
@@ -550,6 +552,13 @@ def resources() -> dict[str, int]:
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {"descriptors": len(_descriptors()), "bytes": pages * resource.getpagesize()}
+
+
+def thresholds(url: str, topic: str, before: list[int] | None = None) -> list[int]:
+    """Those of garbage collection, once this process has called; at first they are Python's own, or these."""
+    gc.set_threshold(*(before or _THRESHOLDS))
+    call(url, topic, "who")
+    return list(gc.get_threshold())
 
 
 def threads() -> list[str]:
