@@ -121,7 +121,9 @@ class Loop:
         self._ended_already = False
         self._handlers: dict[Socket, OnMessage] = {}
         self._routed: set[Socket] = set()
+        # Those that may have something to be read, and those that were written to since that was looked at.
         self._touched: dict[Socket, None] = {}
+        self._sent: dict[Socket, None] = {}
 
     # For all threads.
 
@@ -181,11 +183,16 @@ class Loop:
         for timed in self.timed:
             if timed.due < self._due:
                 return False
-        for socket in self._touched:
-            if _get(socket, _EVENTS) & _POLLIN:  # it may have taken the edge of something that arrived
-                return False
-        self._touched.clear()
-        return self.is_settled()
+        self._look()
+        return not self._touched and self.is_settled()
+
+    def _look(self) -> None:
+        """Find out where something has arrived whose edge a send took."""
+        sent = self._sent
+        for socket in sent:
+            if _get(socket, _EVENTS) & _POLLIN:
+                self._touched[socket] = None
+        sent.clear()
 
     def post_lazily(self, fn: Callable[..., object], *arguments: Any) -> None:
         """As :meth:`post`, but it can wait for whatever else wakes the loop."""
@@ -238,6 +245,7 @@ class Loop:
         if self._handlers.pop(socket, None) is None:
             return
         self._touched.pop(socket, None)
+        self._sent.pop(socket, None)
         self._routed.discard(socket)
         if self._poller is not None:
             with contextlib.suppress(KeyError):
@@ -246,14 +254,16 @@ class Loop:
 
     def send(self, socket: Socket, frames: Sequence[bytes]) -> bool:
         """Whether libzmq took it; a ROUTER takes nothing for a connection that is gone or does not read."""
-        self._touched[socket] = None
-        last = len(frames) - 1
+        self._sent[socket] = None
         try:
-            for frame in frames:
-                last -= 1
-                _send(socket, frame, _NOBLOCK if last < 0 else _SNDMORE)
+            for frame in frames[:-1]:
+                _send(socket, frame, _SNDMORE)
                 if len(frame) > _LARGE:
                     self.model.pause()
+            frame = frames[-1]
+            _send(socket, frame, _NOBLOCK)
+            if len(frame) > _LARGE:
+                self.model.pause()
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -311,6 +321,8 @@ class Loop:
                 fn, arguments = mailbox.popleft()
                 fn(*arguments)
             fn, arguments = _nothing, ()  # or the last one, a large message maybe, would be kept until the next comes
+            if self._sent:
+                self._look()
             if touched:
                 until = time.monotonic() + READING
                 for socket in list(touched):
@@ -328,9 +340,8 @@ class Loop:
             if due <= now:
                 self._tick(now)
                 continue
-            for socket in list(touched):  # a send may have taken the edge of something that arrived
-                if not _get(socket, _EVENTS) & _POLLIN:
-                    del touched[socket]
+            if self._sent:
+                self._look()
             self._due = due
             # From here on whoever posts wakes us; what was posted before is seen by the test.
             self._sleeping = True

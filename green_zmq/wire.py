@@ -368,15 +368,19 @@ def encode_body(value: object, codec: int, pause: Callable[[], None]) -> list[by
     :raises Unserializable: the value, or something in it, cannot be encoded.
     """
     # Most often there is no large string. Whether there may be one must be told quickly, so all of this is one function.
-    todo = [value]
+    todo, large = [value], False
     beside: list[bytes] = []
     for inner in todo:
         kind = type(inner)
-        if kind is dict:
+        if kind is str:
+            large = len(inner) > LARGE  # type: ignore[arg-type]
+        elif kind is dict:
             todo += islice(inner.values(), _LOOK)  # type: ignore[attr-defined]
+            large = len(todo) > _LOOK
         elif kind is list or kind is tuple:
             todo += inner[:_LOOK]  # type: ignore[index]
-        if len(todo) > _LOOK or (kind is str and len(inner) > LARGE):  # type: ignore[arg-type]
+            large = len(todo) > _LOOK
+        if large:
             value, places, pieces = _take_out_large(value, pause)
             beside = [*encode_body(places, codec, pause), *pieces] if places else []
             break
