@@ -88,7 +88,8 @@ class Client:
             raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
         try:
             alone = not self._sender.requests and request.size <= _SMALL
-            (self._loop.call if alone else self._loop.post)(self._submit, request)
+            if not (alone and self._loop.call(self._submit_at_once, request)):
+                self._loop.post(self._submit, request)
             request.waiter.wait()
         except BaseException:  # the caller was killed
             with contextlib.suppress(TransportClosed):
@@ -124,6 +125,15 @@ class Client:
         self._sender.close(self._now())
         self.settle()
 
+    def _submit_at_once(self, request: Outgoing) -> None:
+        """If nothing is to be looked for first. Whichever step of it is the last, :meth:`Sender.cancel` mends what is left."""
+        now = self._now()
+        strictly = request.required or request.kind == wire.FANOUT
+        if strictly or self._closed or not self._resolver.is_fresh(now) or not self._sender.has_route(request.key):
+            self._loop.post(self._submit, request)
+        else:
+            self._sender.submit(request, now)
+
     def _submit(self, request: Outgoing) -> None:
         if self._closed:
             request.error = TransportClosed(f"The message to {request.key} was not sent: {self._closed}.")
@@ -131,7 +141,7 @@ class Client:
             return
         now = self._now()
         strictly = request.required or request.kind == wire.FANOUT
-        if not strictly and now < self._resolver.check_at and not self._resolver.stale:
+        if not strictly and self._resolver.is_fresh(now):
             self._sender.submit(request, now)
             return
         topic = Topic(request.key.exchange, request.key.topic)

@@ -326,6 +326,10 @@ class Sender:
         if request.key not in self._routes:
             self.lookups[Topic(*request.key[:2])] = None
 
+    def has_route(self, key: Key) -> bool:
+        """Whether it is known who serves it, if anybody does."""
+        return key in self._routes
+
     def answered(self, link: Link, answer: Answer, now: float) -> None:
         """An answer came over this link's connection."""
         kind = answer.kind

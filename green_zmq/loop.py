@@ -51,10 +51,6 @@ _monitors = itertools.count()
 def _nothing() -> None: ...
 
 
-def _fail(error: Exception) -> None:
-    raise error
-
-
 class Timed(Protocol):
     """Something with a next thing to do: ``tick`` is called when ``due``, a monotonic time, has come."""
 
@@ -156,27 +152,33 @@ class Loop:
         if poller is not None:
             poller.wake()
 
-    def call(self, fn: Callable[..., object], *arguments: Any) -> None:
-        """As :meth:`post`, but called at once, here, if the loop rests in the same native thread: two switches less.
+    def call(self, fn: Callable[..., object], *arguments: Any) -> bool:
+        """Call ``fn`` at once, here, if the loop rests; whether it did. So a thread less is to be woken, or to be switched to.
 
         Many cost less together, so this is for one that comes alone. ``fn`` must neither wait nor log, or other green threads
-        could come in between.
+        could come in between. A native thread may be ended by an exception at any step of it; its caller mends what is left.
         """
         poller = self._poller
         if not self._sleeping or poller is None or not poller.is_here():
-            self.post(fn, *arguments)
-            return
-        self._sleeping = False  # what comes in between, from a finalizer maybe, is for the mailbox
+            return False
         try:
-            fn(*arguments)
-            self._sleeping = True  # as in _turn(), before the mailbox is looked at: other native threads post as well
-            if self._mailbox or not self._may_rest():
-                self._sleeping = False
-        except Exception as error:  # a defect, which is to end the loop
-            self._mailbox.append((_fail, (error,)))
-        finally:
-            if not self._sleeping:
-                poller.wake()
+            poller.lock.acquire()
+            rests = self._sleeping
+            if rests:
+                self._sleeping = False  # what comes in between, from a finalizer maybe, is for the mailbox
+                fn(*arguments)
+                self._sleeping = True  # as in _turn(), before the mailbox is looked at: other native threads post as well
+                if self._mailbox or not self._may_rest():
+                    self._sleeping = False
+                    poller.wake()
+            poller.lock.release()
+        except BaseException:
+            self._sleeping = False
+            with contextlib.suppress(RuntimeError):  # it was not taken yet, or is given back already
+                poller.lock.release()
+            self._wake()
+            raise
+        return rests
 
     def _may_rest(self) -> bool:
         """Whether what was done at once leaves nothing for the loop to do, or to do earlier."""

@@ -40,11 +40,6 @@ def _forget(topic: Topic, directory: Directory) -> None:
 
 
 class Resolver:
-    """
-    :ivar check_at: when a send is to call :meth:`refresh`,
-    :ivar stale: or when there are topics that have news.
-    """
-
     def __init__(
         self,
         asker: Asker,
@@ -64,8 +59,8 @@ class Resolver:
         self._now = now
         self._gone = gone
         self._directory: Directory | None = None
-        self.check_at = 0.0
-        self.stale: dict[Topic, None] = {}
+        self._check_at = 0.0
+        self._stale: dict[Topic, None] = {}
         self._asked: dict[Topic, float] = {}
         # When a topic with many servers, which takes a while to be read, may be read again because it has changed.
         self._again_at: dict[Topic, float] = {}
@@ -115,7 +110,7 @@ class Resolver:
         if topic not in self._asked:
             self._asked[topic] = self._now()
             self._used.setdefault(topic, self._asked[topic])
-            self.stale.pop(topic, None)
+            self._stale.pop(topic, None)
             self.counts["topics looked up"] += 1
             if self._forget_at == inf:
                 self._forget_at = self._now() + self._settings.idle_timeout
@@ -129,15 +124,19 @@ class Resolver:
             lambda alive: self._gone(node) if alive is False else None,
         )
 
+    def is_fresh(self, now: float) -> bool:
+        """Whether :meth:`refresh` would do nothing, unless strictly."""
+        return now < self._check_at and not self._stale
+
     def refresh(self, topic: Topic, now: float, *, strictly: bool) -> bool:
         """Before a send: have news fetched if there is any. Whether what the table says of this topic is up to date.
 
         :param strictly: ask whether there is news even if that was asked just now.
         """
         self._used[topic] = now
-        if strictly or self.check_at <= now:
+        if strictly or self._check_at <= now:
             self._check(now)
-        if topic in self.stale and (strictly or self._again_at.get(topic, 0.0) <= now):
+        if topic in self._stale and (strictly or self._again_at.get(topic, 0.0) <= now):
             self.look_up(topic)
         return topic not in self._asked
 
@@ -171,8 +170,8 @@ class Resolver:
 
     def _look_up_awaited(self, *, all_of_them: bool) -> None:
         for topic in self._sender.awaited():
-            if all_of_them or topic in self.stale:
-                self.stale[topic] = None
+            if all_of_them or topic in self._stale:
+                self._stale[topic] = None
                 self.look_up(topic)
 
     # How.
@@ -189,22 +188,22 @@ class Resolver:
         for topic in [topic for topic, used in self._used.items() if used <= oldest and topic not in keep]:
             del self._used[topic]
             self._again_at.pop(topic, None)
-            self.stale.pop(topic, None)
+            self._stale.pop(topic, None)
             self._sender.forget(topic)
             self._asker.ask(partial(_forget, topic), _ignore)
         self._forget_at = now + self._settings.idle_timeout / 2 if self._used else inf
 
     def _check(self, now: float) -> None:
-        self.check_at = now + _FRESH
+        self._check_at = now + _FRESH
         if self._directory is not None:
             changed = self._directory.changes()
             news = [*self._table.topics, *self._asked] if changed is None else changed
-            self.stale.update(dict.fromkeys(news))
+            self._stale.update(dict.fromkeys(news))
 
     def _looked_up(self, topic: Topic, answer: list[Entry] | DirectoryError) -> None:
         asked, now = self._asked.pop(topic), self._now()
         if isinstance(answer, DirectoryError):
-            self.stale[topic] = None
+            self._stale[topic] = None
             self._sender.not_looked_up(topic, str(answer), now)
         else:
             if len(answer) >= _MANY:

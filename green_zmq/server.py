@@ -225,7 +225,9 @@ class Server:
             self._ask_loop(self._reply, (record, kind, codec, body))
             return
         alone = len(self._receiver.unanswered) < 2
-        (self._loop.call if alone else self._loop.post)(self._receiver.reply, record, kind, codec, body)
+        reply = (self._receiver.reply, record, kind, codec, body)
+        if not (alone and self._loop.call(*reply)):
+            self._loop.post(*reply)
 
     def heartbeat(self, record: Record) -> None:
         with contextlib.suppress(TransportClosed):

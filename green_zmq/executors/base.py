@@ -34,12 +34,26 @@ class Lock(AbstractContextManager[Any], Protocol):
     def release(self) -> None: ...
 
 
+class OwnedLock(Protocol):
+    """As ``threading.RLock``: only the native thread that has it can release it, others get a RuntimeError."""
+
+    def acquire(self) -> bool: ...
+
+    def release(self) -> None: ...
+
+
 class Poller(Protocol):
-    """Lets a loop wait for its sockets. Made and used in the thread of that loop; only :meth:`wake` is for all.
+    """Lets a loop wait for its sockets. Made and used in the thread of that loop; only what says so is for all.
+
+    :ivar lock: who has it may use what is the loop's, if that waits; for all. A loop with a native thread of its own gives it
+        up only while it waits; in a green model other green threads run only then.
 
     Which sockets are ready is for the loop to find out: ``zmq.FD`` is edge-triggered, and any use of a socket may swallow
     the edge. So the loop looks at ``zmq.EVENTS`` before it waits, and after.
     """
+
+    @property
+    def lock(self) -> OwnedLock: ...
 
     def register(self, socket: zmq.Socket[bytes]) -> None: ...
 
@@ -55,7 +69,7 @@ class Poller(Protocol):
         """End the wait, or the next one if there is none; from any thread."""
 
     def is_here(self) -> bool:
-        """Whether who asks may use what is the loop's while that waits: a green thread of the same native one."""
+        """Whether who asks may take the lock: for a green model another native thread may not. For all."""
 
     def close(self) -> None: ...
 

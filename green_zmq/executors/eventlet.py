@@ -107,6 +107,7 @@ class Poller:
         self._waiting = False
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
+        self.lock = _native.RLock()
         self._timer: Any = None
 
     def register(self, socket: Any) -> None:

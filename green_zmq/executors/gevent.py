@@ -32,6 +32,7 @@ Context = zmq.green.Context
 _start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 _get_ident = gevent.monkey.get_original("_thread", "get_ident")
 _allocate_lock = gevent.monkey.get_original("_thread", "allocate_lock")
+_allocate_owned_lock = gevent.monkey.get_original("_thread", "RLock")
 LOCK = _allocate_lock()
 
 
@@ -107,6 +108,7 @@ class Poller:
         self._waiting = False
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
+        self.lock = _allocate_owned_lock()
         self._timer = self._hub.loop.timer(0)
         self._at_once = self._hub.loop.timer(0)
         self._others = self._hub.loop.async_()

@@ -40,6 +40,9 @@ class Poller:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self.lock = threading.RLock()
+        self.lock.acquire()
+        self._main = threading.main_thread().ident
 
     def register(self, socket: zmq.Socket[bytes]) -> None:
         fd = socket.fileno()
@@ -53,7 +56,12 @@ class Poller:
 
     def wait(self, timeout: float | None) -> Collection[zmq.Socket[bytes]]:
         fired = []
-        for fd, _ in self._epoll.poll(timeout):
+        self.lock.release()
+        try:
+            events = self._epoll.poll(timeout)
+        finally:
+            self.lock.acquire()
+        for fd, _ in events:
             if fd == self._wake:
                 os.eventfd_read(fd)
             else:
@@ -64,12 +72,12 @@ class Poller:
         os.eventfd_write(self._wake, 1)
 
     def is_here(self) -> bool:
-        # A native thread may be ended by an exception at any step (PyThreadState_SetAsyncExc, a handler of a signal), and would
-        # leave the loop's state, or a lock, as it is then.
-        return False
+        # Not in the main thread: handlers of signals run there, at any time, and may wait for the loop.
+        return threading.get_ident() != self._main
 
     def close(self) -> None:
         self._epoll.close()
+        self.lock.release()  # whoever has waited for it finds that the loop does not rest
 
     def __del__(self) -> None:
         # Not before: another thread may be about to wake it, and would write to whatever has that descriptor then.
