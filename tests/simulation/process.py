@@ -57,12 +57,12 @@ class Loop:
         self._mailbox.append((fn, arguments))
         self.wake()
 
-    def call(self, fn: Callable[..., object], *arguments: Any) -> None:
-        if self.over or self._mailbox or self._clock.random.random() < 0.5:
-            self.post(fn, *arguments)
-        else:
+    def call(self, fn: Callable[..., object], *arguments: Any) -> bool:
+        rests = self.process.alive and not self.over and not self._mailbox and self._clock.random.random() < 0.5
+        if rests:
             fn(*arguments)
             self.wake()
+        return rests
 
     def post_lazily(self, fn: Callable[..., object], *arguments: Any) -> None:
         self._mailbox.append((fn, arguments))

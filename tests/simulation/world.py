@@ -84,6 +84,7 @@ class World:
             max_connections=pick.choice((1, 2, 100)),
             idle_timeout=pick.choice((1.0, 5.0, 600.0)),
             heartbeat=heartbeat,
+            gc_threshold=0,
             notification_path=Path(),
             bounds=Bounds(messages=1, age=1.0, takeover=1.0, tries=1),
         )
