@@ -92,7 +92,7 @@ def tables(url: str) -> dict[str, int]:
         "links": len(sender._links),
         "busy": len(sender._busy),
         "used": len(resolver._used),
-        "stale": len(resolver.stale),
+        "stale": len(resolver._stale),
         "asked": len(resolver._asked),
         "again": len(resolver._again_at),
         "held": len(engine._sender._held),
