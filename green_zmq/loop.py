@@ -106,6 +106,7 @@ class Loop:
         self._mailbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._later: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._poller: Poller | None = None
+        self._own: object = None
         self._sleeping = False
         # Until then, if nothing happens before.
         self._due = inf
@@ -195,6 +196,10 @@ class Loop:
             if _get(socket, _EVENTS) & _POLLIN:
                 self._touched[socket] = None
         sent.clear()
+
+    def is_mine(self) -> bool:
+        """Whether it is the loop itself that asks, and so must not wait for it."""
+        return self.model.current() == self._own
 
     def post_lazily(self, fn: Callable[..., object], *arguments: Any) -> None:
         """As :meth:`post`, but it can wait for whatever else wakes the loop."""
@@ -295,6 +300,7 @@ class Loop:
         self._stopping = True
 
     def _run(self) -> None:
+        self._own = self.model.current()
         try:
             try:
                 poller = self._poller = self.model.Poller()

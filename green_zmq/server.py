@@ -221,7 +221,7 @@ class Server:
             raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {min(most, record.most)}.")
         if limited and size > record.most:
             raise _TooLargeForCaller(f"The reply has {size} bytes; max_message_bytes of the caller allows {record.most}.")
-        if size > _SMALL:  # who makes large ones is to make no more than can be written
+        if size > _SMALL and not self._loop.is_mine():  # who makes large ones is to make no more than can be written
             self._ask_loop(self._reply, (record, kind, codec, body))
             return
         alone = len(self._receiver.unanswered) < 2

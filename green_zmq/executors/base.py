@@ -98,6 +98,9 @@ class Model(Protocol):
     def start_native(self, fn: Callable[[], None]) -> None:
         """Run a function that may block in a native thread of its own."""
 
+    def current(self) -> object:
+        """What tells the thread of this model that runs from others."""
+
     def native_lock(self) -> Lock:
         """Excludes native threads from one another; one that waits for it keeps its green threads waiting."""
 

@@ -200,6 +200,7 @@ def start_native(fn: Callable[[], None]) -> None:
     _native.Thread(target=run, daemon=True).start()
 
 
+current = greenlets.getcurrent
 native_lock = _native.Lock
 native_poll = patcher.original("select").poll
 native_sleep = patcher.original("time").sleep

@@ -207,6 +207,7 @@ def start_native(fn: Callable[[], None]) -> None:
     _start_new_thread(run, ())
 
 
+current = gevent.getcurrent
 native_lock = _allocate_lock
 native_poll = gevent.monkey.get_original("select", "poll")
 native_sleep = gevent.monkey.get_original("time", "sleep")

@@ -95,6 +95,7 @@ def start_native(fn: Callable[[], None]) -> None:
     threading.Thread(target=fn, name="green_zmq directory", daemon=True).start()
 
 
+current = threading.get_ident
 native_lock = threading.Lock
 native_poll = select.poll
 native_sleep = time.sleep

@@ -233,3 +233,13 @@ def test_a_full_listener_holds_back_and_loses_nothing(client: Worker, server: Wo
     assert held.result(20) == -1
     wait_until(lambda: len(server.run("seen", label="server")) == 9)
     assert server.run("seen", label="server") == [-1, *range(8)]
+
+
+def test_a_large_reply_to_a_message_that_is_answered_where_it_is_handed_over(
+    client: Worker, server: Worker, url: str, topic: str
+) -> None:
+    """There is no executor in between, so it is the loop itself that replies: it must not wait for itself."""
+    server.run("listen_many", url=url, topic=topic, count=1)
+    value = "x" * (1 << 20)
+    assert client.run("call", url=url, topic=topic, method="echo", args={"value": value}) == value
+    server.run("close_many", topic=topic)
