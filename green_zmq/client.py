@@ -20,8 +20,6 @@ from green_zmq.wire import Answer, Key
 
 LOG = logging.getLogger(__name__)
 
-# While a larger one is written, others may run.
-_SMALL: Final = 1 << 16
 # Messages that one line of the log names.
 _NAMED: Final = 10
 
@@ -87,7 +85,7 @@ class Client:
         if request.size > most:
             raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
         try:
-            alone = not self._sender.requests and request.size <= _SMALL
+            alone = not self._sender.requests and request.size <= wire.INLINE
             if not (alone and self._loop.call(self._submit_at_once, request)):
                 self._loop.post(self._submit, request)
             request.waiter.wait()

@@ -35,8 +35,6 @@ _What = TypeVar("_What")
 _HANDED: Final = 64
 # A caller that wants to hear heartbeats more rarely hears them this often, in seconds: so soon ends what watches its call.
 _MONITOR_MOST: Final = 60.0
-# While a larger reply is written, others may run.
-_SMALL: Final = 1 << 16
 # The most of a reason why there is no reply, characters.
 _REASON: Final = 1000
 
@@ -221,7 +219,7 @@ class Server:
             raise MessageTooLarge(f"The reply has {size} bytes; max_message_bytes allows {min(most, record.most)}.")
         if limited and size > record.most:
             raise _TooLargeForCaller(f"The reply has {size} bytes; max_message_bytes of the caller allows {record.most}.")
-        if size > _SMALL and not self._loop.is_mine():  # who makes large ones is to make no more than can be written
+        if size > wire.INLINE and not self._loop.is_mine():  # who makes large ones is to make no more than can be written
             self._ask_loop(self._reply, (record, kind, codec, body))
             return
         alone = len(self._receiver.unanswered) < 2

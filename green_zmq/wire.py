@@ -76,8 +76,9 @@ _PIECE: Final = 1 << 20
 # more than encoding them does; a large string is an argument, or in a short list or dict that is one.
 _LOOK: Final = 100
 _LOOKED_INTO: Final = (str, dict, list, tuple)
-# A document up to this size follows in the header's frame: a frame of its own costs more than copying it.
-_INLINE: Final = 1 << 16
+# A body up to this size, bytes, follows in the header's frame: a frame of its own costs more than copying it. So a request is
+# then written in one step, or not at all, and nobody else runs meanwhile.
+INLINE: Final = 1 << 16
 
 
 # What a message may have on the wire beyond its body: the header and the address.
@@ -195,7 +196,7 @@ def encode_request(
     every = 0 if monitor is None else max(1, int(min(monitor, 4e6) * 1000))
     milliseconds = _FOREVER if left is None else int(min(max(left, 0.0), _LONGEST) * 1000)
     header = _REQUEST.pack(_MAGIC, VERSION, kind, codec, to, sender, id, floor, milliseconds, most, every, len(key))
-    if len(body) == 1 and len(body[0]) <= _INLINE:
+    if len(body) == 1 and len(body[0]) <= INLINE:
         return [b"".join((header, key, body[0]))]
     return _frames(header + key, body)
 
@@ -203,7 +204,7 @@ def encode_request(
 def _frames(header: bytes, body: Sequence[bytes]) -> list[bytes]:
     if not body:
         return [header]
-    if len(body[0]) <= _INLINE:
+    if len(body[0]) <= INLINE:
         return [header + body[0], *body[1:]]
     return [header, *body]
 
