@@ -22,7 +22,7 @@ from green_zmq.delivery import Receiver, Sender
 from green_zmq.descriptors import TO_BEGIN, shortage
 from green_zmq.errors import OutOfDescriptors, TransportClosed
 from green_zmq.executors.base import Model
-from green_zmq.loop import Loop, contexts
+from green_zmq.loop import READING, Loop, contexts
 from green_zmq.notifier import Notifier
 from green_zmq.resolver import Resolver
 from green_zmq.router import Router
@@ -121,7 +121,7 @@ class Engine:
         sender = self._sender
         return not (
             sender.finished or sender.waiting or sender.lookups or sender.wanted or sender.doubtful or sender.dropped
-            or sender.lost or sender.failed or self._receiver.acks
+            or sender.lost or sender.failed or self._receiver.acks or self.server.arrived
         )  # fmt: skip
 
     def _settle(self) -> None:
@@ -129,6 +129,9 @@ class Engine:
         if not self._is_settled():
             self.client.settle()
             self._receiver.flush()
+            self.server.distribute(self._now() + READING)
+            if self.server.arrived:
+                self._loop.post(self._settle)  # others have their turn before the rest
 
     def _begin_close(self) -> None:
         if self._close_by == inf:

@@ -97,7 +97,8 @@ class Incoming(base.RpcIncomingMessage):
 class Listener(base.Listener):
     """What one oslo.messaging server listens to: an address of this process, and what has come for it.
 
-    :ivar batches: messages that were accepted and not yet handed over.
+    :ivar arriving: how many messages were accepted and not yet decoded.
+    :ivar batches: messages that were decoded and not yet handed over.
     :ivar unbegun: messages that were handed over and whose processing has not begun. Whoever takes one out, a worker that
         begins it or the loop that gives it back, has it: taking a key out of a dict is atomic.
     """
@@ -106,6 +107,7 @@ class Listener(base.Listener):
         super().__init__(batch_size, batch_timeout)
         self.server = server
         self.key = key
+        self.arriving = 0
         self.batches: Batches[Incoming] = Batches(batch_size, batch_timeout)
         self.unbegun: dict[Incoming, bool] = {}
 
@@ -128,7 +130,7 @@ class Listener(base.Listener):
         """Nothing is left: its replies are on their way, and the process goes on listening for others."""
 
     def room(self, window: int) -> bool:
-        return len(self.batches.waiting) + len(self.unbegun) < window
+        return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window
 
     def take(self, incoming: Incoming, now: float) -> None:
         if (
@@ -191,6 +193,8 @@ class Server:
         self._router = router
         router.on_message = self._on_message
         self._listeners: dict[Key, deque[Listener]] = {}
+        # What was accepted and not yet given to those listeners.
+        self.arrived: deque[tuple[Sequence[Listener], Record, wire.Request]] = deque()
         self._complained: dict[str, float] = {}
 
     # For all threads.
@@ -310,6 +314,7 @@ class Server:
         if listener in self._listeners.get(listener.key, ()):
             self._remove(listener)
         self._receiver.flush()
+        self.distribute()
         for incoming in list(listener.unbegun):
             if listener.unbegun.pop(incoming, False):
                 self._give_back(listener, incoming)
@@ -362,15 +367,15 @@ class Server:
         now = self._now()
         record = self._receiver.request(route, request, now)
         if record is not None:
-            self._dispatch(record, request, now)
+            self._accept(record, request, now)
 
     def _tell_figures(self, route: bytes, request: wire.Request) -> None:
         body = wire.encode_body(self.figures(), wire.JSON, self._loop.model.pause)
         frames = wire.encode_answer(wire.REPLY, self._receiver.instance, (request.id,), codec=wire.JSON, body=body)
         self._router.write(route, frames)
 
-    def _dispatch(self, record: Record, request: wire.Request, now: float) -> None:
-        """Give a new request to a listener of its address, in turn; a fanout to all of them."""
+    def _accept(self, record: Record, request: wire.Request, now: float) -> None:
+        """Choose a listener of its address for a new request, in turn; for a fanout all of them."""
         listeners = self._listeners.get(record.key)
         if not listeners:
             self.refused_at = now
@@ -381,9 +386,29 @@ class Server:
             self._refuse(record, wire.BUSY)
             return
         self._receiver.accept(record, now)
-        if LOG.isEnabledFor(logging.DEBUG):
-            LOG.debug("took message %s to %s", wire.message_name(record.sender, record.id), record.key)
         for listener in chosen:
+            listener.arriving += 1
+        self.arrived.append((chosen, record, request))
+
+    def distribute(self, until: float = inf) -> None:
+        """Give what was accepted to its listeners: after it was acknowledged, since to decode and begin it takes longest.
+
+        So a sender goes on meanwhile. And native threads that begin with something do not wait for the interpreter while there
+        is more to be read, and take it at each step of that.
+        """
+        arrived, now = self.arrived, self._now()
+        while arrived and now <= until:
+            listeners, record, request = arrived.popleft()
+            for listener in listeners:
+                listener.arriving -= 1
+            if LOG.isEnabledFor(logging.DEBUG):
+                LOG.debug("took message %s to %s", wire.message_name(record.sender, record.id), record.key)
+            self._distribute(listeners, record, request, now)
+            if arrived:
+                now = self._now()
+
+    def _distribute(self, listeners: Sequence[Listener], record: Record, request: wire.Request, now: float) -> None:
+        for listener in listeners:
             try:
                 ctxt, message = wire.decode_body(request.body, request.codec, self._loop.model.pause)
                 if not isinstance(message, dict):
@@ -403,9 +428,9 @@ class Server:
         """The listeners that are to take a message: for a fanout all or none, else one that has room, in turn."""
         window = self._settings.listener_window
         if len(listeners) == 1:
-            return listeners if listeners[0].room(window) else ()
+            return (listeners[0],) if listeners[0].room(window) else ()
         if kind == wire.FANOUT:
-            return listeners if all(listener.room(window) for listener in listeners) else ()
+            return tuple(listeners) if all(listener.room(window) for listener in listeners) else ()
         for _ in listeners:
             listeners.rotate(-1)
             if listeners[-1].room(window):
