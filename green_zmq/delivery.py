@@ -32,6 +32,9 @@ from green_zmq.wire import ASK, CALL, CAST, FANOUT, Answer, Key, Request
 
 # A call whose reply is ready sooner needs no acknowledgement of its own, as with TCP's delayed ACK (RFC 1122, 4.2.3.2).
 ACK_DELAY = 0.05
+# Nobody waits for the acknowledgement of a fanout: those that come in this time are acknowledged together. Their copies stay in
+# the outboxes of their senders meanwhile, so it is not to be long.
+FANOUT_DELAY = 0.01
 # A server that is full is asked again after this time, doubled up to the second at every refusal in a row.
 BUSY_FIRST, BUSY_MOST = 0.01, 1.0
 # How long a caller is held back by a full outbox, in graces, before it gets an error.
@@ -58,13 +61,19 @@ def _size(frames: Sequence[bytes]) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """The options that delivery depends on; seconds, messages and bytes."""
+    """The options that delivery depends on; seconds, messages and bytes.
+
+    :ivar ahead: fanouts to one address that a server has not said to have begun, before more are written to it; there is no
+        option for it. Nobody waits for a fanout, so one sender could write many times what a listener takes, to have most of it
+        refused, and to write that again and again.
+    """
 
     grace: float = 1.0
     time_to_live: float = 300.0
     outbox_messages: int = 1000
     outbox_bytes: int = 64 << 20
     message_bytes: int = 256 << 20
+    ahead: int = 128
 
 
 class Outgoing:
@@ -159,6 +168,7 @@ class Link:
     """What the sender knows of one instance, and what it has with it.
 
     :ivar queue: what waits for the connection, or for the server to have room.
+    :ivar held: fanouts that wait until the server has begun with earlier ones, by address.
     :ivar open: what was written and waits for its answer, by id, lowest first.
     :ivar taken: casts that were accepted and may still be given back, by id.
     :ivar topics: those that the directory listed it in when last asked; if none is left, nobody is to send there any more.
@@ -171,7 +181,8 @@ class Link:
     """
 
     __slots__ = (
-        "busy", "down", "node", "open", "queue", "refused", "socket", "taken", "topics", "trouble", "up", "used", "written"
+        "busy", "down", "held", "node", "open", "queue", "refused", "socket", "taken", "topics", "trouble", "up", "used",
+        "written",
     )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
@@ -183,6 +194,7 @@ class Link:
         self.down = False
         self.refused = False
         self.queue: deque[Outgoing] = deque()
+        self.held: dict[Key, deque[Outgoing]] = {}
         self.open: dict[int, Outgoing] = {}
         self.taken: dict[int, Outgoing] = {}
         self.topics: set[Topic] = set()
@@ -197,7 +209,7 @@ class Link:
     @property
     def idle(self) -> bool:
         """Whether nothing needs the connection."""
-        return not self.open and not self.queue and not self.taken
+        return not self.open and not self.queue and not self.taken and not self.held
 
     def usable(self, key: Key, now: float) -> bool:
         return not self.down and (not self.busy or self.free(key, now))
@@ -223,6 +235,32 @@ class Link:
 
     def next_free(self, now: float) -> float:
         return min((until for until, _ in self.busy.values() if until > now), default=inf)
+
+    def ahead(self, key: Key) -> int:
+        """How many fanouts to that address were or are to be written, and the server has not said to have begun them."""
+        those = itertools.chain(self.open.values(), self.taken.values(), self.queue)
+        return sum(request.kind == FANOUT and request.key == key for request in those)
+
+    def has_room(self, key: Key, most: int) -> bool:
+        """Whether another fanout to that address may be written."""
+        return len(self.open) + len(self.taken) + len(self.queue) < most or self.ahead(key) < most
+
+    def take_back(self) -> list[Outgoing]:
+        """What was not written, and does not wait here any longer."""
+        waiting = [*self.queue, *itertools.chain.from_iterable(self.held.values())]
+        self.queue.clear()
+        self.held.clear()
+        return waiting
+
+    def drop(self, request: Outgoing) -> None:
+        """It does not wait to be written any more."""
+        held = self.held.get(request.key)
+        if held is not None and request in held:
+            held.remove(request)
+            if not held:
+                del self.held[request.key]
+        elif request in self.queue:
+            self.queue.remove(request)
 
     def take(self, request: Outgoing) -> None:
         in_order = not self.taken or next(reversed(self.taken)) < request.id
@@ -340,6 +378,8 @@ class Sender:
             self.counts["answers from a wrong instance"] += 1
         elif kind == wire.DONE:
             for id in answer.ids:
+                if id in link.open:
+                    self._accepted(link, link.open[id], now)
                 link.taken.pop(id, None)
         else:
             for id in answer.ids:
@@ -348,6 +388,8 @@ class Sender:
                     self.counts["answers nobody waits for"] += 1
                 else:
                     self._answer(link, request, answer, now)
+        if link.held:
+            self._write_held(link, now)
 
     def connected(self, link: Link, now: float) -> None:
         """The connection stands: whatever is open with that instance is written again, in order, before anything new."""
@@ -355,7 +397,7 @@ class Sender:
         for request in [*link.taken.values(), *link.open.values()]:
             self.counts["requests written again"] += 1
             self._write(request, link, now)
-        self._flush(link, now)
+        self._write_held(link, now)
         self._pump_all(now)
 
     def disconnected(self, link: Link, now: float) -> None:
@@ -363,9 +405,7 @@ class Sender:
         link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
-        queued = list(link.queue)
-        link.queue.clear()
-        for request in queued:
+        for request in link.take_back():
             self._again(request, now)
         if not link.idle:
             self.wanted[link] = None
@@ -394,8 +434,7 @@ class Sender:
         self.counts["servers gone"] += 1
         self.dropped.append(link)
         link.up, link.down = False, True
-        queued, sent, taken = list(link.queue), list(link.open.values()), list(link.taken.values())
-        link.queue.clear()
+        queued, sent, taken = link.take_back(), list(link.open.values()), list(link.taken.values())
         link.open.clear()
         link.taken.clear()
         if taken_over:
@@ -482,6 +521,8 @@ class Sender:
         for request in [r for r in self.requests if r.due() <= now]:
             if not request.over:
                 self._overdue(request, now)
+        for link in [link for link in self._links.values() if link.held and link.up]:
+            self._write_held(link, now)
         # Who cannot be reached cannot say any more that it has begun them, nor give them back.
         for link in [link for link in self._links.values() if link.taken and not link.up]:
             for id in [id for id, request in link.taken.items() if request.deadline <= now]:
@@ -625,13 +666,26 @@ class Sender:
         if request.size > link.node.max_bytes:
             text = f"{request.size} bytes, and max_message_bytes of {link.node} allows {link.node.max_bytes}"
             self._lose(request, text, MessageTooLarge(f"The message to {request.key} has {text}."))
+            return
+        request.link = link
+        if request.kind == FANOUT and (request.key in link.held or not link.has_room(request.key, self._limits.ahead)):
+            link.held.setdefault(request.key, deque()).append(request)
+            return
+        link.queue.append(request)
+        if link.up:
+            self._flush(link, now)
         else:
-            request.link = link
-            link.queue.append(request)
-            if link.up:
-                self._flush(link, now)
-            else:
-                self.wanted[link] = None
+            self.wanted[link] = None
+
+    def _write_held(self, link: Link, now: float) -> None:
+        """Write what waits for the server to have begun with earlier ones, or to have room, as far as it may be written."""
+        for key, held in list(link.held.items()):
+            for _ in range(min(len(held), self._limits.ahead - link.ahead(key))):
+                link.queue.append(held.popleft())
+            if not held:
+                del link.held[key]
+        if link.up:
+            self._flush(link, now)
 
     def _flush(self, link: Link, now: float) -> None:
         queue, link.queue = link.queue, deque()
@@ -702,16 +756,7 @@ class Sender:
                 request.released = True
                 self.finished.append(request)
         elif kind == wire.ACCEPTED:
-            request.accepted = True
-            request.heard = now
-            if link.busy:
-                link.took(request.key)
-            if request.kind != CALL and request.id in link.open:
-                self._settle(request)
-                link.take(request)
-                self._finish(request)
-                if request.key in self.waiting:
-                    self._pump(request.key, now)
+            self._accepted(link, request, now)
         elif kind == wire.HEARTBEAT:
             request.accepted = True
             request.heard = now
@@ -721,6 +766,18 @@ class Sender:
             self._lose(request, reason, MessagingTimeout(f"No reply from {request.key}: {reason}."))
         else:
             self._refused(link, request, kind, now)
+
+    def _accepted(self, link: Link, request: Outgoing, now: float) -> None:
+        request.accepted = True
+        request.heard = now
+        if link.busy:
+            link.took(request.key)
+        if request.kind != CALL and request.id in link.open:
+            self._settle(request)
+            link.take(request)
+            self._finish(request)
+            if request.key in self.waiting:
+                self._pump(request.key, now)
 
     def _refused(self, link: Link, request: Outgoing, kind: int, now: float) -> None:
         """The server did not and will not run it, so that it can go elsewhere."""
@@ -880,8 +937,8 @@ class Sender:
             return
         if link is None:
             self._unwait(request)
-        elif request in link.queue:
-            link.queue.remove(request)
+        else:
+            link.drop(request)
 
     def _finish(self, request: Outgoing) -> None:
         if not request.released:
@@ -977,6 +1034,9 @@ class Receiver:
         self.acks: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done: defaultdict[bytes, list[int]] = defaultdict(list)
         self._done_at = inf
+        # Fanouts that have no answer yet.
+        self._fanouts: dict[Record, None] = {}
+        self._fanouts_at = inf
         self.unanswered: OrderedDict[Record, float] = OrderedDict()
         self._replies: OrderedDict[Record, int] = OrderedDict()
         self._reply_bytes = 0
@@ -1023,6 +1083,11 @@ class Receiver:
         if record.kind == CALL:
             self.unanswered[record] = now + ACK_DELAY
             self.due = min(self.due, now + ACK_DELAY)
+        elif record.kind == FANOUT:
+            self._fanouts[record] = None
+            if self._fanouts_at == inf:
+                self._fanouts_at = now + FANOUT_DELAY
+                self.due = min(self.due, self._fanouts_at)
         else:
             self._collect(self.acks, record)
 
@@ -1031,6 +1096,7 @@ class Receiver:
         record.answer = kind
         record.running = False
         self.unanswered.pop(record, None)
+        self._fanouts.pop(record, None)
         self.counts[f"requests refused: {wire.kind_name(kind)}"] += 1
         return self._answer(record.routes, kind, record.id)
 
@@ -1038,10 +1104,12 @@ class Receiver:
         """A cast or fanout was begun: its sender need not keep it any longer."""
         record.answer = wire.DONE
         record.running = False
+        if record in self._fanouts:
+            return  # one answer tells both
         self._collect(self._done, record)
-        if self._done_at == inf:
-            self._done_at = now + ACK_DELAY
-            self.due = min(self.due, self._done_at)
+        # Who sends fanouts may wait for this, to send more of them.
+        self._done_at = min(self._done_at, now + (FANOUT_DELAY if record.kind == FANOUT else ACK_DELAY))
+        self.due = min(self.due, self._done_at)
 
     def reply(self, record: Record, kind: int, codec: int, body: Sequence[bytes]) -> None:
         """A call was run: a reply or a failure."""
@@ -1073,12 +1141,18 @@ class Receiver:
                 break
             del self.unanswered[record]
             self._collect(self.acks, record)
+        if self._fanouts_at <= now:
+            self._fanouts_at = inf
+            self._done_at = min(self._done_at, now)
+            for record in self._fanouts:
+                self._collect(self._done if record.answer == wire.DONE else self.acks, record)
+            self._fanouts.clear()
         if self._done_at <= now:
             self._done_at = inf
             self._write_ids(wire.DONE, self._done)
         if self._sweep_at <= now:
             self._sweep(now)
-        self.due = min(self._sweep_at, self._done_at, next(iter(self.unanswered.values()), inf))
+        self.due = min(self._sweep_at, self._done_at, self._fanouts_at, next(iter(self.unanswered.values()), inf))
 
     def flush(self) -> None:
         """Turn the acknowledgements collected since into messages: one to each connection."""
@@ -1124,6 +1198,7 @@ class Receiver:
         if record in self._replies:
             self._drop_reply(record)
         self.unanswered.pop(record, None)
+        self._fanouts.pop(record, None)
 
     def _drop_reply(self, record: Record) -> None:
         self._reply_bytes -= self._replies.pop(record)

@@ -83,11 +83,16 @@ def _find() -> Path:
         path = shutil.which(chosen)
         if path is None or not _usable(Path(path)):
             raise RuntimeError(f"GREEN_ZMQ_REDIS_SERVER={chosen} is no Redis or Valkey server of 6.2 or newer")
-        return Path(path).resolve()
+        return _place(path)
     for name in ("redis-server", "valkey-server"):
         if (path := shutil.which(name)) and _usable(Path(path)):
-            return Path(path).resolve()
+            return _place(path)
     return _installed()
+
+
+def _place(path: str) -> Path:
+    """Of a binary, which goes by its name: Debian's redis-server is a link to one that otherwise checks files."""
+    return Path(path).parent.resolve() / Path(path).name
 
 
 def _usable(binary: Path) -> bool:

@@ -1798,6 +1798,138 @@ def test_fanout_survives_cuts(world: World) -> None:
     assert_clean(world)
 
 
+def answers_of(server: Server) -> list[wire.Answer]:
+    """What it writes from now on."""
+    written: list[wire.Answer] = []
+    write = server.receiver._send
+
+    def note(route: bytes, frames: list[bytes]) -> bool:
+        written.append(wire.decode_answer(frames))
+        return write(route, frames)
+
+    server.receiver._send = note
+    return written
+
+
+def test_fanouts_that_have_begun_are_acknowledged_together_and_once(world: World) -> None:
+    server = world.server()
+    answers = answers_of(server)
+    fanouts = [world.send(FANOUT) for _ in range(5)]
+    assert [world.executed(fanout) for fanout in fanouts] == [1] * 5
+    assert answers == []
+    assert world.sender.pending == 5
+    world.advance(delivery.FANOUT_DELAY)
+    assert [(answer.kind, len(answer.ids)) for answer in answers] == [(wire.DONE, 5)]
+    assert_clean(world)
+
+
+def test_fanouts_that_have_not_begun_are_acknowledged_and_then_done(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    answers = answers_of(server)
+    world.send(FANOUT)
+    world.send(FANOUT)
+    server.begin()
+    world.advance(delivery.FANOUT_DELAY)
+    assert [(answer.kind, answer.ids) for answer in answers] == [(wire.DONE, (1,)), (ACCEPTED, (2,))]
+    assert world.sender.pending == 0
+    assert list(world.link(server).taken) == [2]
+    server.begin()
+    world.advance(delivery.FANOUT_DELAY)
+    assert [(answer.kind, answer.ids) for answer in answers[2:]] == [(wire.DONE, (2,))]
+    assert_clean(world)
+
+
+def test_a_fanout_that_is_given_back_before_it_was_acknowledged_is_not_acknowledged(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    answers = answers_of(server)
+    world.send(FANOUT)
+    server.stop()
+    world.advance(1)
+    assert [answer.kind for answer in answers] == [GIVEN_BACK]
+    assert_clean(world)
+
+
+def test_no_more_fanouts_are_written_than_a_server_begins() -> None:
+    world = World(Limits(ahead=3))
+    slow, other = world.server("slow"), world.server("other")
+    slow.answers = False
+    fanouts = [world.send(FANOUT) for _ in range(10)]
+    world.advance(1)
+    assert [request.id for request in slow.seen] == sorted(request.id for request in slow.seen)
+    assert len(slow.seen) == 3
+    assert len(other.seen) == 10, "one that is slow does not hold up the others"
+    assert all(fanout in world.finished for fanout in fanouts)
+    slow.begin()
+    slow.begin()
+    world.advance(1)
+    assert len(slow.seen) == 5
+    slow.answers = True
+    world.advance(1)
+    assert [world.executed(fanout) for fanout in fanouts] == [2] * 10
+    assert_clean(world)
+
+
+def test_fanouts_that_wait_hold_up_nothing_else() -> None:
+    world = World(Limits(ahead=3))
+    elsewhere = Topic("ex", "elsewhere")
+    server = world.server("a", topics=(TOPIC, elsewhere))
+    server.answers = False
+    for _ in range(5):
+        world.send(FANOUT)
+    world.send(CALL)
+    world.send(FANOUT, Key(*elsewhere, ""))
+    assert [request.kind for request in server.seen] == [FANOUT] * 3 + [CALL, FANOUT]
+    assert len(world.link(server).held[ANY]) == 2
+    server.answers = True
+    world.advance(1)
+    assert_clean(world)
+
+
+def test_fanouts_that_wait_survive_a_cut() -> None:
+    world = World(Limits(ahead=2))
+    server = world.server()
+    server.answers = False
+    fanouts = [world.send(FANOUT) for _ in range(6)]
+    world.cut(world.link(server))
+    world.advance(1)
+    assert len({request.id for request in server.seen}) == 2
+    server.answers = True
+    world.advance(1)
+    assert [world.executed(fanout) for fanout in fanouts] == [1] * 6
+    assert_clean(world)
+
+
+def test_fanouts_that_wait_for_a_server_that_is_gone_are_told_of() -> None:
+    world = World(Limits(ahead=2))
+    server = world.server("dead")
+    server.answers = False
+    for _ in range(6):
+        world.send(FANOUT)
+    link = world.link(server)
+    world.kill(server)
+    world.cut(link)
+    world.retry(link)
+    world.settle()
+    assert len(world.lost) == 6
+    assert all("dead" in reason for _, reason in world.lost)
+    world.advance(1)
+    assert_clean(world)
+
+
+def test_fanouts_that_wait_end_with_their_time() -> None:
+    world = World(Limits(ahead=2, time_to_live=5.0))
+    server = world.server("stuck")
+    server.answers = False
+    for _ in range(6):
+        world.send(FANOUT)
+    world.advance(6)
+    assert len(world.lost) == 4
+    assert all("stuck" in reason for _, reason in world.lost)
+    assert not world.link(server).held
+
+
 def test_fanout_waits_for_room_in_the_outbox() -> None:
     world = World(Limits(outbox_messages=3))
     servers = [world.server(n) for n in "ab"]

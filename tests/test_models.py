@@ -217,3 +217,98 @@ except Exception as error:
 """
     )
     assert "monkey-patched by gevent" in run(code)
+
+
+_EXECUTOR = """
+import gc, json, weakref
+from gevent import monkey; monkey.patch_all()
+import gevent
+from green_zmq.executors.gevent import GreenletExecutor
+
+class Message: ...
+
+def run(*sizes):
+    "So many at once, and then so many; which greenlets ran them, and how many at the same time at most."
+    ran, now, most = [], [0], [0]
+    def work(message):
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        gevent.sleep(0.001)
+        ran.append(id(gevent.getcurrent()))
+        now[0] -= 1
+    for size in sizes:
+        for future in [executor.submit(work, Message()) for _ in range(size)]:
+            future.result(10)
+    return len(set(ran)), most[0]
+
+found = {}
+executor = GreenletExecutor(max_workers=3)
+found["one after the other"] = run(*[1] * 10)
+found["many"] = run(10, 10)
+message = Message()
+kept = weakref.ref(message)
+executor.submit(lambda _: None, message).result(10)
+del message
+gc.collect()
+found["forgotten"] = kept() is None
+try:
+    executor.submit(lambda: 1 / 0).result(10)
+except ZeroDivisionError:
+    found["its error"] = True
+workers = [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet)]
+gevent.killall(workers[:1])
+found["after one was killed"] = run(10)
+executor.shutdown()
+gevent.sleep(0.01)
+found["ended"] = [worker.dead for worker in workers]
+print(json.dumps(found))
+"""
+
+
+def test_greenlets_of_the_executor_are_used_again_and_end_with_it() -> None:
+    found = run(_EXECUTOR)
+    assert found["one after the other"] == [1, 1]
+    assert found["many"] == [3, 3]
+    assert found["forgotten"]
+    assert found["its error"]
+    assert found["after one was killed"] == [3, 3]
+    assert found["ended"] == [True] * 3
+
+
+_TOGETHER = """
+import json, sys
+import eventlet; eventlet.monkey_patch()
+from eventlet import hubs
+from green_zmq.executors.eventlet import Event
+
+order = []
+def wait(i, event):
+    event.wait()
+    order.append(i)
+    if i == 1:
+        raise RuntimeError("one that fails takes nothing away from the others")
+    if i == 2:
+        more.set()
+        eventlet.sleep(0)
+        order.append("2 again")
+
+hubs.get_hub().squelch_exceptions = True
+events, more = [Event() for _ in range(4)], Event()
+for i, event in enumerate(events):
+    eventlet.spawn_n(wait, i, event)
+eventlet.spawn_n(wait, "more", more)
+eventlet.sleep(0)
+for event in events:
+    event.set()
+assert order == []  # who sets goes on
+with eventlet.Timeout(10):
+    while len(order) < 6:
+        eventlet.sleep(0.001)
+print(json.dumps(order))
+"""
+
+
+def test_events_of_eventlet_that_happen_together_wake_everybody_in_turn() -> None:
+    order = run(_TOGETHER)
+    assert [each for each in order if isinstance(each, int)] == [0, 1, 2, 3]
+    assert set(order) == {0, 1, 2, 3, "more", "2 again"}

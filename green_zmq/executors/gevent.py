@@ -231,10 +231,14 @@ def after_fork() -> None:
 
 
 class GreenletExecutor(Executor):
-    """The executor of oslo.messaging servers in gevent: at most ``max_workers`` greenlets, the rest waits in line."""
+    """The executor of oslo.messaging servers in gevent: at most ``max_workers`` greenlets, the rest waits in line.
+
+    Those that have nothing to do are kept: one that begins takes memory from the system, and one that ends gives it back.
+    """
 
     def __init__(self, max_workers: int = 64) -> None:
         self._free = max_workers
+        self._resting: list[tuple[Any, Any]] = []
         self._line: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
         self._idle = gevent.event.Event()
         self._idle.set()
@@ -249,7 +253,10 @@ class GreenletExecutor(Executor):
         if self._running < self._free:
             self._running += 1
             self._idle.clear()
-            gevent.spawn(self._work)
+            if self._resting:
+                self._wake(True)
+            else:
+                gevent.spawn(self._work)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -257,24 +264,45 @@ class GreenletExecutor(Executor):
         if cancel_futures:
             while self._line:
                 self._line.popleft()[0].cancel()
+        while self._resting:
+            self._wake(False)
         if wait:
             self._idle.wait()
 
+    def _wake(self, wanted: bool) -> None:
+        greenlet, hub = self._resting.pop()
+        hub.loop.run_callback_threadsafe(greenlet.switch, wanted)
+
     def _work(self) -> None:
+        """A greenlet of the pool, until it is not wanted any more."""
+        place = gevent.getcurrent(), get_hub()
+        wanted = True
+        while wanted:
+            try:
+                while self._line:
+                    self._run(*self._line.popleft())
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
+            if self._closed:
+                return
+            self._resting.append(place)
+            try:
+                wanted = place[1].switch()
+            finally:
+                if place in self._resting:  # it was killed
+                    self._resting.remove(place)
+
+    @staticmethod
+    def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            while self._line:
-                future, fn, args, kwargs = self._line.popleft()
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    result = fn(*args, **kwargs)
-                except BaseException as error:
-                    future.set_exception(error)
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    future.set_result(result)
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            future.set_result(result)

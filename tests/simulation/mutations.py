@@ -28,8 +28,8 @@ MUTATIONS = {
     ),
     "a request goes to another instance when the connection is lost": Mutation(
         "green_zmq.delivery",
-        "        queued = list(link.queue)\n        link.queue.clear()\n",
-        "        queued = [*link.queue, *link.open.values()]\n        link.queue.clear()\n        link.open.clear()\n",
+        "        for request in link.take_back():\n",
+        "        sent = [*link.open.values()]\n        link.open.clear()\n        for request in [*link.take_back(), *sent]:\n",
     ),
     "what was sent to a server that is gone goes to another": Mutation(
         "green_zmq.delivery", "if request.writes == 1 and taken_over and not request.accepted:", "if not request.accepted:"
@@ -42,10 +42,8 @@ MUTATIONS = {
         "for request in [*link.taken.values(), *link.open.values()]:",
         "for request in [*link.taken.values(), *reversed(link.open.values())]:",
     ),
-    "acknowledgements are dropped": Mutation(
-        "green_zmq.delivery",
-        "            self._collect(self.acks, record)\n\n    def refuse",
-        "            pass\n\n    def refuse",
+    "acknowledgements are not heard": Mutation(
+        "green_zmq.delivery", "        if request.kind != CALL and request.id in link.open:", "        if False:"
     ),
     "the lowest open id is too high": Mutation(
         "green_zmq.delivery",
@@ -92,7 +90,14 @@ MUTATIONS = {
         "        return True or (",
     ),
     "a listener has no limit": Mutation(
-        "green_zmq.server", "        return len(self.batches.waiting) + len(self.unbegun) < window", "        return True"
+        "green_zmq.server",
+        "        return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window",
+        "        return True",
+    ),
+    "held fanouts are not written": Mutation(
+        "green_zmq.delivery",
+        "            for _ in range(min(len(held), self._limits.ahead - link.ahead(key))):",
+        "            for _ in range(0):",
     ),
     "heartbeats are not heard": Mutation(
         "green_zmq.delivery",

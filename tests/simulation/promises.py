@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -307,9 +308,12 @@ class Promises:
         waiting = [request for queue in [*sender.waiting.values(), *sender._held.values()] for request in queue]
         everywhere = Counter(waiting)
         for link in sender._links.values():
-            everywhere.update([*link.open.values(), *link.queue])
+            everywhere.update([*link.open.values(), *link.queue, *chain.from_iterable(link.held.values())])
             if list(link.open) != sorted(link.open):
                 self.broken(2, f"{process} would write requests out of order")
+            for key in link.held:
+                if link.up and link.has_room(key, self._world.settings.limits.ahead):
+                    self.broken(5, f"{process} holds back fanouts to {key} for nothing")
         if any(n != 1 for n in everywhere.values()):
             self.broken(2, f"{process} has a request in two places")
         if set(everywhere) != set(sender.requests):
@@ -399,7 +403,7 @@ class Promises:
         left = {
             name: value
             for thing in (sender, *sender._links.values(), process.engine.client)
-            for name in ("requests", "waiting", "_draining", "_outbox", "open", "queue", "taken", "_held")
+            for name in ("requests", "waiting", "_draining", "_outbox", "open", "queue", "held", "taken", "_held")
             if (value := getattr(thing, name, None))
         }
         if left or sender._outbox_bytes:
