@@ -103,8 +103,11 @@ def obey(descriptor: int, work: object) -> None:
 def main() -> None:
     patch(sys.argv[1])
     import importlib
+    import logging
     import os
 
+    # What is under load warns of it: RabbitMQ's driver, of its pool of connections, thousands of times.
+    logging.basicConfig(level=logging.ERROR)
     work = importlib.import_module(sys.argv[2])
     obey(int(sys.argv[3]), work)
     work.close()
