@@ -85,13 +85,13 @@ class Client:
         if request.size > most:
             raise MessageTooLarge(f"The message to {key} has {request.size} bytes; max_message_bytes allows {most}.")
         try:
-            alone = not self._sender.requests and request.size <= wire.INLINE
+            alone = not self._sender.anybody_waits and request.size <= wire.INLINE
             if not (alone and self._loop.call(self._submit_at_once, request)):
                 self._loop.post(self._submit, request)
             request.waiter.wait()
         except BaseException:  # the caller was killed
             with contextlib.suppress(TransportClosed):
-                self._loop.post(self._sender.cancel, request)
+                self._loop.post(self._cancel, request)
             raise
         if request.error is not None:
             raise request.error
@@ -109,9 +109,7 @@ class Client:
         while sender.dropped or sender.lookups or sender.doubtful or sender.wanted:
             self._carry_out()
         if sender.finished:
-            finished, sender.finished = sender.finished, []
-            for request in finished:
-                request.waiter.set()
+            self._let_go()
         if sender.waiting:
             self._resolver.watch(self._now())
         if sender.lost or sender.failed:
@@ -124,13 +122,24 @@ class Client:
         self.settle()
 
     def _submit_at_once(self, request: Outgoing) -> None:
-        """If nothing is to be looked for first. Whichever step of it is the last, :meth:`Sender.cancel` mends what is left."""
-        now = self._now()
+        """If nothing is to be looked for first. Whichever step of it is the last, :meth:`_cancel` mends what is left."""
+        now, sender = self._now(), self._sender
         strictly = request.required or request.kind == wire.FANOUT
-        if strictly or self._closed or not self._resolver.is_fresh(now) or not self._sender.has_route(request.key):
+        if self._closed or not sender.has_route(request.key) or not self._resolver.is_fresh(now, strictly=strictly):
             self._loop.post(self._submit, request)
         else:
-            self._sender.submit(request, now)
+            sender.submit(request, now)
+            if sender.finished:  # a fanout
+                self._let_go()
+
+    def _let_go(self) -> None:
+        finished, self._sender.finished = self._sender.finished, []
+        for request in finished:
+            request.waiter.set()
+
+    def _cancel(self, request: Outgoing) -> None:
+        self._sender.cancel(request)
+        self._resolver.doubt()
 
     def _submit(self, request: Outgoing) -> None:
         if self._closed:
@@ -139,7 +148,7 @@ class Client:
             return
         now = self._now()
         strictly = request.required or request.kind == wire.FANOUT
-        if not strictly and self._resolver.is_fresh(now):
+        if not strictly and self._resolver.is_fresh(now, strictly=False):
             self._sender.submit(request, now)
             return
         topic = Topic(request.key.exchange, request.key.topic)

@@ -65,7 +65,8 @@ class Limits:
 
     :ivar ahead: fanouts to one address that a server has not said to have begun, before more are written to it; there is no
         option for it. Nobody waits for a fanout, so one sender could write many times what a listener takes, to have most of it
-        refused, and to write that again and again.
+        refused, and to write that again and again. It is more than a listener hands over at once: while it has others to hand
+        over, a server says soon that it has begun some.
     """
 
     grace: float = 1.0
@@ -543,6 +544,11 @@ class Sender:
         for request in list(self.requests):
             reason = f"the transport was closed; {self._known(request, now)}"
             self._lose(request, reason, TransportClosed(f"The message to {request.key} was given up: {reason}."))
+
+    @property
+    def anybody_waits(self) -> bool:
+        """Whether a caller waits for something: to be answered, for a server, or for room."""
+        return len(self.requests) > len(self._outbox)
 
     @property
     def pending(self) -> int:

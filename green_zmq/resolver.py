@@ -124,9 +124,15 @@ class Resolver:
             lambda alive: self._gone(node) if alive is False else None,
         )
 
-    def is_fresh(self, now: float) -> bool:
-        """Whether :meth:`refresh` would do nothing, unless strictly."""
-        return now < self._check_at and not self._stale
+    def is_fresh(self, now: float, *, strictly: bool) -> bool:
+        """Whether :meth:`refresh` would find no news."""
+        if strictly:
+            self._check(now)
+        return now < self._check_at and not self._stale and not (strictly and self._asked)
+
+    def doubt(self) -> None:
+        """Who has asked whether there is news may have been ended before it was taken down."""
+        self._stale.update(dict.fromkeys(self._table.topics))
 
     def refresh(self, topic: Topic, now: float, *, strictly: bool) -> bool:
         """Before a send: have news fetched if there is any. Whether what the table says of this topic is up to date.

@@ -54,7 +54,7 @@ class Incoming(base.RpcIncomingMessage):
         super().__init__(ctxt, message, wire.message_name(record.sender, record.id))
         self.client_timeout = None if record.monitor is None else min(record.monitor, _MONITOR_MOST)
         self.record = record
-        self._listener = listener
+        self.listener = listener
         self._codec = codec
 
     def acknowledge(self) -> None:
@@ -62,7 +62,7 @@ class Incoming(base.RpcIncomingMessage):
 
         :raises Revoked: it must not begin any more. Oslo.messaging's servers then skip the message.
         """
-        self._listener.begin(self)
+        self.listener.begin(self)
 
     def requeue(self) -> None:
         """RPC has no requeue: ``require_features`` says so."""
@@ -70,7 +70,7 @@ class Incoming(base.RpcIncomingMessage):
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         if self.record.kind != wire.CALL:
             return
-        server, codec = self._listener.server, self._codec
+        server, codec = self.listener.server, self._codec
         try:
             if failure is None:
                 server.reply(self.record, wire.REPLY, codec, reply)
@@ -91,7 +91,7 @@ class Incoming(base.RpcIncomingMessage):
         """:raises Revoked: the call is over. That ends oslo.messaging's watchdog of a call for which it found no method."""
         if not self.record.running:
             raise Revoked(f"Message {self.msg_id} is not being processed any more.")
-        self._listener.server.heartbeat(self.record)
+        self.listener.server.heartbeat(self.record)
 
 
 class Listener(base.Listener):
@@ -393,31 +393,37 @@ class Server:
     def distribute(self, until: float = inf) -> None:
         """Give what was accepted to its listeners: after it was acknowledged, since to decode and begin it takes longest.
 
-        So a sender goes on meanwhile. And native threads that begin with something do not wait for the interpreter while there
-        is more to be read, and take it at each step of that.
+        So a sender goes on meanwhile. And native threads that begin with something take the interpreter from the loop at each
+        frame that it reads or writes, so they are not to begin while there is more of that.
         """
         arrived, now = self.arrived, self._now()
+        decoded: list[Incoming] = []
         while arrived and now <= until:
-            listeners, record, request = arrived.popleft()
-            for listener in listeners:
-                listener.arriving -= 1
-            if LOG.isEnabledFor(logging.DEBUG):
-                LOG.debug("took message %s to %s", wire.message_name(record.sender, record.id), record.key)
-            self._distribute(listeners, record, request, now)
+            decoded += self._decode(*arrived.popleft())
             if arrived:
                 now = self._now()
+        for incoming in decoded:
+            listener = incoming.listener
+            listener.take(incoming, now)
+            self.due = min(self.due, listener.batches.due)
 
-    def _distribute(self, listeners: Sequence[Listener], record: Record, request: wire.Request, now: float) -> None:
+    def _decode(self, listeners: Sequence[Listener], record: Record, request: wire.Request) -> list[Incoming]:
+        """What each of them is to get: its own."""
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("took message %s to %s", wire.message_name(record.sender, record.id), record.key)
         for listener in listeners:
-            try:
+            listener.arriving -= 1
+        decoded = []
+        try:
+            for listener in listeners:
                 ctxt, message = wire.decode_body(request.body, request.codec, self._loop.model.pause)
                 if not isinstance(message, dict):
                     raise WireError("the body of a request is no message")
-            except (WireError, TypeError, ValueError) as error:
-                self._bad_body(record, error)
-                return
-            listener.take(Incoming(listener, record, request.codec, ctxt, message), now)
-            self.due = min(self.due, listener.batches.due)
+                decoded.append(Incoming(listener, record, request.codec, ctxt, message))
+        except (WireError, TypeError, ValueError) as error:
+            self._bad_body(record, error)
+            return []
+        return decoded
 
     def _refuse(self, record: Record, kind: int) -> bool:
         name = wire.message_name(record.sender, record.id)

@@ -74,6 +74,21 @@ def test_a_fanout_reaches_every_server_once(client: Worker, server: Worker, othe
         assert sorted(worker.run("seen", label=name)) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.rotated
+def test_fanouts_that_wait_for_a_server_to_begin_others_go_on_when_it_does(
+    client: Worker, server: Worker, url: str, topic: str
+) -> None:
+    """Which the server's loop has to notice while nothing arrives."""
+    server.run("serve", url=url, topic=topic, pool=1)
+    notes = list(range(70))
+    for _ in range(12):
+        client.run("fanout", url=url, topic=topic, method="rest", args={"seconds": 0.3, "value": "rested"})
+        client.run("casts", url=url, topic=topic, method="note", values=notes, fanout=True)
+    wait_until(lambda: len(server.run("seen", label="server")) == 12 * 71)
+    assert server.run("seen", label="server") == ["rested", *notes] * 12
+    assert "answers busy" not in client.run("counts", url=url)
+
+
 def test_a_fanout_reaches_listeners_that_share_a_name_once_each(
     client: Worker, server: Worker, other: Worker, url: str, topic: str
 ) -> None:
