@@ -125,7 +125,8 @@ class Client:
         """If nothing is to be looked for first. Whichever step of it is the last, :meth:`_cancel` mends what is left."""
         now, sender = self._now(), self._sender
         strictly = request.required or request.kind == wire.FANOUT
-        if self._closed or not sender.has_route(request.key) or not self._resolver.is_fresh(now, strictly=strictly):
+        key = request.key
+        if self._closed or not sender.has_route(key) or not self._resolver.is_fresh(key[:2], now, strictly=strictly):
             self._loop.post(self._submit, request)
         else:
             sender.submit(request, now)
@@ -148,10 +149,10 @@ class Client:
             return
         now = self._now()
         strictly = request.required or request.kind == wire.FANOUT
-        if not strictly and self._resolver.is_fresh(now, strictly=False):
+        topic = Topic(request.key.exchange, request.key.topic)
+        if not strictly and self._resolver.is_fresh(topic, now, strictly=False):
             self._sender.submit(request, now)
             return
-        topic = Topic(request.key.exchange, request.key.topic)
         fresh = self._resolver.refresh(topic, now, strictly=strictly)
         if strictly and fresh and not self._sender.table.nodes(request.key):
             # News that is pushed may be on its way: nobody is said to be there before the directory has said so itself.

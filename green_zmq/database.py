@@ -13,7 +13,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Final
 
-from green_zmq.executors.base import Model
+from green_zmq.executors.base import Lock, OwnedLock
 
 # How long what writes waits for those of other processes, seconds.
 PATIENCE: Final = 5.0
@@ -33,10 +33,10 @@ class Use:
     :ivar forked: whether it has; whoever uses them next must open them again.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, lock: Lock | OwnedLock) -> None:
         self.files: list[sqlite3.Connection] = []
         self.forked = False
-        self.lock = model.native_lock()
+        self.lock = lock
         key = id(self)
         _uses[key] = weakref.ref(self, lambda _: _uses.pop(key, None))
 

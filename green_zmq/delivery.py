@@ -246,6 +246,10 @@ class Link:
         """Whether another fanout to that address may be written."""
         return len(self.open) + len(self.taken) + len(self.queue) < most or self.ahead(key) < most
 
+    def has(self, request: Outgoing) -> bool:
+        """Whether it waits here to be written or answered."""
+        return request.id in self.open or request in self.queue or request in self.held.get(request.key, ())
+
     def take_back(self) -> list[Outgoing]:
         """What was not written, and does not wait here any longer."""
         waiting = [*self.queue, *itertools.chain.from_iterable(self.held.values())]
@@ -505,10 +509,19 @@ class Sender:
 
     def cancel(self, request: Outgoing) -> None:
         """Its caller was killed: nobody waits for it any more."""
+        if request.kind == FANOUT:
+            self._mend(request)
         if not request.released:
             self.counts["calls abandoned"] += 1
             request.released = True
             self._settle(request)
+
+    def _mend(self, fanout: Outgoing) -> None:
+        """A native thread may be killed at any step. The copies that it had not come to are not sent, nor the one at hand."""
+        for copy in [request for request in self.requests if request.body is fanout.body and request is not fanout]:
+            if copy.link is None or not copy.link.has(copy):
+                self._settle(copy)
+        self._outbox_bytes = sum(request.size for request in self._outbox)
 
     def tick(self, now: float) -> None:
         """Whatever is due by now: deadlines, graces, heartbeats, servers to be asked again."""
@@ -745,7 +758,7 @@ class Sender:
         self._finish(request)
         for link in links:
             copy = Outgoing(FANOUT, request.key, request.codec, request.body)
-            copy.deadline, copy.pinned = request.deadline, link
+            copy.deadline, copy.pinned, copy.released = request.deadline, link, True
             self.requests[copy] = None
             self._keep(copy)
             self.due = min(self.due, copy.due())

@@ -124,11 +124,11 @@ class Resolver:
             lambda alive: self._gone(node) if alive is False else None,
         )
 
-    def is_fresh(self, now: float, *, strictly: bool) -> bool:
-        """Whether :meth:`refresh` would find no news."""
-        if strictly:
+    def is_fresh(self, topic: tuple[str, str], now: float, *, strictly: bool) -> bool:
+        """Before a send, for who may not have anything fetched: whether :meth:`refresh` would find no news of the topic."""
+        if strictly or self._check_at <= now:
             self._check(now)
-        return now < self._check_at and not self._stale and not (strictly and self._asked)
+        return topic not in self._stale and not (strictly and topic in self._asked)
 
     def doubt(self) -> None:
         """Who has asked whether there is news may have been ended before it was taken down."""

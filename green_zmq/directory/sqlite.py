@@ -59,7 +59,7 @@ class SqliteDirectory:
         model = executors.load(model_name)
         self._sleep = model.native_sleep
         # The latter is for the one connection that never waits, and whose user must not wait for the others.
-        self._use, self._watching = Use(model), Use(model)
+        self._use, self._watching = Use(model.native_lock()), Use(model.native_owned_lock())
         self._followed = -expire
         with self._errors("opened"):
             self._boot = boot_id()
@@ -168,12 +168,24 @@ class SqliteDirectory:
         try:
             if self._path.stat().st_ino != self._file:
                 return None
-            with self._watching:
-                version = self._watch.execute("pragma data_version").fetchone()
+            version = self._version()
         except (sqlite3.Error, OSError):
             return None  # whoever looks up now gets the error
         seen, self._seen = self._seen, version
         return () if seen == version else None
+
+    def _version(self) -> Any:
+        """A native thread may be ended by an exception at any step of it."""
+        lock = self._watching.lock
+        try:
+            lock.acquire()
+            version = self._watch.execute("pragma data_version").fetchone()
+            lock.release()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it was not taken yet, or is given back already
+                lock.release()
+            raise
+        return version
 
     def wait(self, wake: int) -> None:
         os.eventfd_read(wake)

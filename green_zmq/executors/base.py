@@ -37,7 +37,7 @@ class Lock(AbstractContextManager[Any], Protocol):
 class OwnedLock(Protocol):
     """As ``threading.RLock``: only the native thread that has it can release it, others get a RuntimeError."""
 
-    def acquire(self) -> bool: ...
+    def acquire(self, blocking: bool = True, /) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -103,6 +103,9 @@ class Model(Protocol):
 
     def native_lock(self) -> Lock:
         """Excludes native threads from one another; one that waits for it keeps its green threads waiting."""
+
+    def native_owned_lock(self) -> OwnedLock:
+        """The same, for what may be ended at any step: who does not have it cannot release it."""
 
     def native_poll(self) -> select.poll:
         """For a native thread to wait with: patching takes it away from the module ``select``."""

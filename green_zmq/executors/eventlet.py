@@ -127,7 +127,7 @@ class Poller:
         self._waiting = False
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
-        self.lock = _native.RLock()
+        self.lock = native_owned_lock()
         self._timer: Any = None
 
     def register(self, socket: Any) -> None:
@@ -222,6 +222,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 current = greenlets.getcurrent
 native_lock = _native.Lock
+native_owned_lock = _native.RLock
 native_poll = patcher.original("select").poll
 native_sleep = patcher.original("time").sleep
 native_socket = patcher.original("socket").socket

@@ -108,7 +108,7 @@ class Poller:
         self._waiting = False
         # Armed for this time; it may be earlier than the wait in hand needs, which only makes that end early.
         self._armed = inf
-        self.lock = _allocate_owned_lock()
+        self.lock = native_owned_lock()
         self._timer = self._hub.loop.timer(0)
         self._at_once = self._hub.loop.timer(0)
         self._others = self._hub.loop.async_()
@@ -209,6 +209,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 current = gevent.getcurrent
 native_lock = _allocate_lock
+native_owned_lock = _allocate_owned_lock
 native_poll = gevent.monkey.get_original("select", "poll")
 native_sleep = gevent.monkey.get_original("time", "sleep")
 native_socket = gevent.monkey.get_original("socket", "socket")

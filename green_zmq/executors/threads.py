@@ -40,7 +40,7 @@ class Poller:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
-        self.lock = threading.RLock()
+        self.lock = native_owned_lock()
         self.lock.acquire()
         self._main = threading.main_thread().ident
 
@@ -97,6 +97,7 @@ def start_native(fn: Callable[[], None]) -> None:
 
 current = threading.get_ident
 native_lock = threading.Lock
+native_owned_lock = threading.RLock
 native_poll = select.poll
 native_sleep = time.sleep
 native_socket = socket.socket

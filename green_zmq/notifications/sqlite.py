@@ -122,7 +122,7 @@ class _Memory:
     def __init__(self, model_name: str) -> None:
         model = executors.load(model_name)
         self.pid = os.getpid()
-        self.use = Use(model)
+        self.use = Use(model.native_lock())
         self.database = connect(":memory:", _SCHEMA, _VERSION, model.native_sleep, setup=_SETUP)
         self.writes = 0
         self.news: dict[int, Wake] = {}
@@ -148,7 +148,7 @@ class SqliteStore:
         model = executors.load(settings.model)
         self._sleep, self.poll = model.native_sleep, model.native_poll
         self._memory = _Memory.of_process(settings.model) if self._path is None else None
-        self._use = Use(model) if self._memory is None else self._memory.use
+        self._use = Use(model.native_lock()) if self._memory is None else self._memory.use
         self._writes = 0
         self._writes_back = True
         self.opened = 0

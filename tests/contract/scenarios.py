@@ -149,6 +149,7 @@ def leftovers(url: str, tag: str = "") -> dict[str, int]:
         "outbox": sender.pending,
         "open": sum(len(link.open) for link in links),
         "queued": sum(len(link.queue) for link in links),
+        "held back": sum(len(link.held) for link in links),
         "taken": sum(len(link.taken) for link in links),
         "held": len(sender._held),
         "mailbox": len(engine._loop._mailbox),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import random
@@ -136,10 +137,15 @@ def kill_native_threads(count: int) -> dict[str, Any]:
     return _calls.result()
 
 
-def kill_at_each_step() -> dict[str, Any]:
-    """A call is interrupted at its first step in the driver, the next one at its second, and so on until one is not."""
+def kill_at_each_step(*, fanout: bool = False) -> dict[str, Any]:
+    """A call is interrupted at its first step in the driver, the next one at its second, and so on until one is not.
+
+    :param fanout: it is a fanout.
+    """
     client = _calls.answered
-    loop = transport(_calls.url, TAG)._driver._engine._loop
+    engine = transport(_calls.url, TAG)._driver._engine
+    loop = engine._loop
+    everybody = client.prepare(fanout=True)
     slowest = 0.0
 
     for step in itertools.count(1):
@@ -154,9 +160,13 @@ def kill_at_each_step() -> dict[str, Any]:
                 raise Killed
             return trace
 
-        def call() -> None:
+        def call(value: int = step) -> None:
             sys.settrace(trace)
-            _calls.call(0)
+            if not fanout:
+                _calls.call(0)
+                return
+            with contextlib.suppress(Killed):
+                everybody.cast({}, "note", value=value)
 
         wait_until(lambda: loop._sleeping)
         thread = threading.Thread(target=call)
@@ -167,5 +177,6 @@ def kill_at_each_step() -> dict[str, Any]:
         slowest = max(slowest, time.monotonic() - began)
         if left > 0:
             break
+    wait_until(lambda: not engine._sender.requests)
     _calls.over()
     return {**_calls.result(), "steps": step, "slowest": slowest}

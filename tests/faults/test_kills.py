@@ -59,6 +59,24 @@ def test_native_threads(start: Start, tmp_path: Path, figures: Callable[..., Non
     figures("thread killed in a call, 10,000 times", "threads", **found, calls_abandoned=counts["calls abandoned"])
 
 
+def test_native_threads_at_each_step_of_a_fanout(start: Start, tmp_path: Path, figures: Callable[..., None]) -> None:
+    """Which they write themselves, a copy to each server. What was interrupted may reach some; later ones reach all."""
+    url = f"zmq://?directory_path={tmp_path}/directory.sqlite&message_ttl=2"
+    servers = [start(model) for model in ("eventlet", "gevent")]
+    for server in servers:
+        server.run("serve", url=url, topic="topic", pool=1)
+    client = start("threads")
+    client.run("faults.kills.begin", url=url, topic="topic", silent="silent", timeout=0.02)
+    found = client.run("faults.kills.kill_at_each_step", limit=200, fanout=True)
+    assert found["slowest"] < 4
+    assert found["counts"]["messages in the outbox"] == 0
+    for server in servers:
+        seen = server.run("seen", label="server")
+        assert len(seen) == len(set(seen))
+        assert found["steps"] in seen, "nobody interrupted the last one"
+    figures("thread killed at each step of a fanout", "threads", steps=found["steps"], slowest_call_after_it_s=found["slowest"])
+
+
 def test_native_threads_at_each_step(start: Start, tmp_path: Path, figures: Callable[..., None]) -> None:
     """The exception comes at each line that a call runs in the driver, so also where by chance it hardly ever does."""
     url, topic = f"zmq://?directory_path={tmp_path}/directory.sqlite", "topic"
