@@ -65,8 +65,7 @@ class Limits:
 
     :ivar ahead: fanouts to one address that a server has not said to have begun, before more are written to it; there is no
         option for it. Nobody waits for a fanout, so one sender could write many times what a listener takes, to have most of it
-        refused, and to write that again and again. It is more than a listener hands over at once: while it has others to hand
-        over, a server says soon that it has begun some.
+        refused, and to write that again and again. It is what a listener takes by default.
     """
 
     grace: float = 1.0
@@ -74,7 +73,7 @@ class Limits:
     outbox_messages: int = 1000
     outbox_bytes: int = 64 << 20
     message_bytes: int = 256 << 20
-    ahead: int = 128
+    ahead: int = 256
 
 
 class Outgoing:

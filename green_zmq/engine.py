@@ -39,6 +39,9 @@ _STAY: Final = 0.1
 _WITHDRAW: Final = 1.0
 
 
+def _nothing() -> None: ...
+
+
 class Engine:
     def __init__(
         self, settings: Settings, loop: Loop, router: Router, asker: Asker, instance: bytes, now: Callable[[], float]
@@ -131,7 +134,7 @@ class Engine:
             self._receiver.flush()
             self.server.distribute(self._now() + READING)
             if self.server.arrived:
-                self._loop.post(self._settle)  # others have their turn before the rest
+                self._loop.post(_nothing)  # another round, in which others have their turn before the rest
 
     def _begin_close(self) -> None:
         if self._close_by == inf:

@@ -79,7 +79,7 @@ class World:
                 time_to_live=40.0 if self.gentle else pick.choice((5.0, 40.0)),
                 outbox_messages=1000 if self.gentle else pick.choice((3, 1000)),
                 outbox_bytes=1 << 20 if self.gentle else pick.choice((200, 1 << 20)),
-                ahead=(1, 3, 128)[seed % 3],
+                ahead=(1, 3, 256)[seed % 3],
             ),
             listener_window=pick.choice((1, 2, 100)),
             max_connections=pick.choice((1, 2, 100)),
