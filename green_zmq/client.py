@@ -140,7 +140,8 @@ class Client:
 
     def _cancel(self, request: Outgoing) -> None:
         self._sender.cancel(request)
-        self._resolver.doubt()
+        if not request.heard:  # it was not submitted yet: maybe its caller was killed while it asked whether there is news
+            self._resolver.doubt()
 
     def _submit(self, request: Outgoing) -> None:
         if self._closed:

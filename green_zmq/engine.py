@@ -132,7 +132,8 @@ class Engine:
         if not self._is_settled():
             self.client.settle()
             self._receiver.flush()
-            self.server.distribute(self._now() + READING)
+            if self.server.arrived:
+                self.server.distribute(self._now() + READING)
             if self.server.arrived:
                 self._loop.post(_nothing)  # another round, in which others have their turn before the rest
 

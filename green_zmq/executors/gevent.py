@@ -291,9 +291,10 @@ class GreenletExecutor(Executor):
             self._resting.append(place)
             try:
                 wanted = place[1].switch()
-            finally:
-                if place in self._resting:  # it was killed
+            except BaseException:  # it was killed
+                if place in self._resting:
                     self._resting.remove(place)
+                raise
 
     @staticmethod
     def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
