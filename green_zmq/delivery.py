@@ -85,6 +85,7 @@ class Outgoing:
         "body",
         "codec",
         "deadline",
+        "drain",
         "error",
         "grace_until",
         "heard",
@@ -154,6 +155,7 @@ class Outgoing:
         self.writes = 0
         self.link: Link | None = None
         self.pinned: Link | None = None
+        self.drain: _Drain | None = None
         self.accepted = False
         self.released = False
         self.over = False
@@ -288,6 +290,21 @@ class _Route:
         self.used = 0.0
 
 
+class _Drain:
+    """Casts to one address that have waited for a server, and are on their way to one in the order they were given.
+
+    :ivar room: how many may be on their way at a time: one more for each that is taken, so twice as many each time; and one again
+        when one is refused, since those written behind it may have been taken.
+    :ivar sent: how many are.
+    """
+
+    __slots__ = ("room", "sent")
+
+    def __init__(self) -> None:
+        self.room = 1
+        self.sent = 0
+
+
 class Sender:
     """The sending side of one process, towards every server.
 
@@ -330,7 +347,7 @@ class Sender:
         self._held: dict[Topic, dict[Outgoing, None]] = {}
         # Topics of which the table has less than the directory said, until that is asked again.
         self._doubted: set[Topic] = set()
-        self._draining: dict[Key, Outgoing] = {}
+        self._draining: dict[Key, _Drain] = {}
         self._busy: dict[Link, None] = {}
         self._outbox: dict[Outgoing, None] = {}
         self._outbox_bytes = 0
@@ -363,6 +380,8 @@ class Sender:
             self._held.setdefault(Topic(*request.key[:2]), {})[request] = None
         elif request.kind == CAST and not request.required and (request.key in self.waiting or request.key in self._draining):
             self._wait(request)  # in order behind those that wait already
+            if request.key in self._draining:
+                self._pump(request.key, now)
         else:
             self._route(request, now)
         if request.key not in self._routes:
@@ -830,9 +849,10 @@ class Sender:
         if request.pinned is not None:
             self._assign(request, request.pinned, now)
         elif request.kind == CAST:
-            if self._draining.get(request.key) is request:
-                del self._draining[request.key]
             self._wait(request)
+            if request.drain is not None:
+                request.drain.room = 1
+                self._leave_drain(request)
             self._pump(request.key, now)
         else:
             self._route(request, now)
@@ -851,6 +871,7 @@ class Sender:
             queue.remove(request)
             if not queue:
                 del self.waiting[request.key]
+                self._end_drain(request.key)
         elif self._held:
             self._held.get(Topic(*request.key[:2]), {}).pop(request, None)
 
@@ -859,18 +880,42 @@ class Sender:
             self._pump(key, now)
 
     def _pump(self, key: Key, now: float) -> None:
-        """Send what waits for this address as long as a server can take it; casts one by one, to keep their order."""
+        """Send what waits for this address as long as a server can take it, and of casts no more than are let go at a time."""
         queue = self.waiting.pop(key, None)
-        while queue and not (queue[0].kind == CAST and key in self._draining):
+        while queue:
+            drain = self._draining.get(key) if queue[0].kind == CAST else None
+            if drain is not None and drain.sent >= drain.room:
+                break
             request = queue.popleft()
             self._route(request, now)
             if key in self.waiting:  # it waits again
                 queue.extendleft(reversed(self.waiting.pop(key)))
                 break
             if request.kind == CAST and not request.over:
-                self._draining[key] = request
+                request.drain = self._draining.setdefault(key, _Drain())
+                request.drain.sent += 1
         if queue:
             self.waiting[key] = queue
+        else:
+            self._end_drain(key)
+
+    def _leave_drain(self, request: Outgoing) -> None:
+        """It is not on its way any more."""
+        drain, request.drain = request.drain, None
+        if drain is not None and self._draining.get(request.key) is drain:
+            drain.sent -= 1
+            if request.key in self.waiting:
+                self.due = -inf  # those that waited behind it have their turn
+            elif request.accepted:
+                del self._draining[request.key]
+            else:
+                self._end_drain(request.key)
+
+    def _end_drain(self, key: Key) -> None:
+        """Nothing waits: if nothing that has waited is on its way either, what comes need not wait."""
+        drain = self._draining.get(key)
+        if drain is not None and not drain.sent:
+            del self._draining[key]
 
     def _overdue(self, request: Outgoing, now: float) -> None:
         known = self._known(request, now)
@@ -943,9 +988,10 @@ class Sender:
         """Nothing more is to be decided about it."""
         request.over = True
         self.requests.pop(request, None)
-        if self._draining.get(request.key) is request:
-            del self._draining[request.key]
-            self.due = -inf  # those that waited behind it have their turn
+        if request.drain is not None:
+            if request.accepted:
+                request.drain.room += 1
+            self._leave_drain(request)
         if request in self._outbox:
             del self._outbox[request]
             self._outbox_bytes -= request.size

@@ -278,21 +278,32 @@ class Loop:
         return True
 
     def read(self, socket: Socket, most: int, until: float = inf) -> bool:
-        """Hand up to so many messages to the socket's handler, until that time; whether there may be more."""
+        """Hand up to so many messages to the socket's handler, until that time; whether there may be more.
+
+        Most often there is one, or there are many. To be told that there is no more takes half as long as to find that out by
+        an error, and twice as long as to read another one.
+        """
         handlers = self._handlers
         routed = socket in self._routed
-        left = most
-        while socket in handlers and _get(socket, _EVENTS) & _POLLIN:
-            if left != most and (not left or time.monotonic() > until):
-                return True
-            left -= 1
-            # Behind a routing id there is always another frame, so that need not be asked.
-            frames = [_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK)] if routed else [_recv(socket, _NOBLOCK)]
+        first = True
+        while socket in handlers:
+            try:
+                # Behind a routing id there is always another frame, so that need not be asked.
+                frames = [_recv(socket, _NOBLOCK), _recv(socket, _NOBLOCK)] if routed else [_recv(socket, _NOBLOCK)]
+            except zmq.Again:
+                break
             while _get(socket, _RCVMORE):
                 if len(frames[-1]) > _LARGE:
                     self.model.pause()
                 frames.append(_recv(socket, _NOBLOCK))
             handlers[socket](frames)
+            most -= 1
+            if not most or time.monotonic() > until:
+                return True
+            if first:
+                if socket not in handlers or not _get(socket, _EVENTS) & _POLLIN:
+                    break
+                first = False
         return False
 
     def finish(self) -> None:

@@ -1471,6 +1471,71 @@ def test_order_is_kept_when_messages_are_given_back(world: World) -> None:
     assert world.order == [b"1", b"2", b"3", b"4"]
 
 
+def written_each_time(world: World, server: Server) -> list[int]:
+    """How many requests are on their way to it at once, until none is."""
+    conn, seen = world.conn(server), []
+    while conn.up:
+        seen.append(len(conn.up))
+        while conn.up:
+            world.deliver_up(conn)
+        while conn.down:
+            world.deliver_down(conn)
+    return seen
+
+
+def test_casts_that_waited_are_sent_twice_as_many_each_time(world: World) -> None:
+    """One at a time would hold back everybody: while many send, something waits always."""
+    for _ in range(12):
+        world.submit(CAST)
+    server = world.server()
+    server.reads = False
+    world.settle()
+    assert written_each_time(world, server) == [1, 2, 4, 5]
+    for _ in range(3):  # nothing waits any more
+        world.submit(CAST)
+    assert written_each_time(world, server) == [3]
+    world.advance(1)
+    assert world.order == [b"%d" % n for n in range(1, 16)]
+    assert_clean(world)
+
+
+def test_casts_that_are_given_while_others_that_waited_are_on_their_way_come_behind_them(world: World) -> None:
+    for _ in range(2):
+        world.submit(CAST)
+    server = world.server()
+    server.reads = False
+    world.settle()
+    conn = world.conn(server)
+    assert len(conn.up) == 1
+    world.deliver_up(conn)
+    world.deliver_down(conn)
+    assert len(conn.up) == 1  # there could be two
+    for _ in range(3):
+        world.submit(CAST)
+    assert written_each_time(world, server) == [2, 2]
+    server.work()
+    assert world.order == [b"%d" % n for n in range(1, 6)]
+
+
+def test_a_refusal_lets_only_one_of_those_that_wait_go_again(world: World) -> None:
+    for _ in range(12):
+        world.submit(CAST)
+    server = world.server()
+    server.reads, server.answers, server.window = False, False, 7
+    world.settle()
+    assert written_each_time(world, server) == [1, 2, 4, 5]  # of which the last five are refused
+    world.advance(delivery.BUSY_FIRST * 0.99)
+    assert not world.conn(server).up
+    server.window = 100
+    world.advance(delivery.BUSY_FIRST)
+    assert written_each_time(world, server) == [1, 2, 2]
+    server.work()
+    assert world.order == [b"%d" % n for n in range(1, 13)]
+    server.answers = True
+    world.advance(1)
+    assert_clean(world)
+
+
 def test_lost_head_of_the_outbox_does_not_stop_those_behind_it(world: World) -> None:
     """The message whose answer the others wait for was written over two connections, and its server is gone."""
     casts = [world.send(CAST) for _ in range(3)]

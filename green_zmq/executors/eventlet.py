@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Collection
 from math import inf
@@ -33,12 +34,13 @@ LOCK = _native.Lock()
 
 class _Callers:
     """Runs functions in a hub: on behalf of other native threads, since nothing of eventlet's own wakes a hub from outside; or
-    several of the hub's own thread with one timer, which costs more than most of them.
+    of the hub's own thread, several with one timer or none, since one costs more than most of them.
     """
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._soon: deque[Callable[[], None]] = deque()
+        self._gathers = False
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._calls: deque[Callable[[], None]] = deque()
         hub.add(hub.READ, self._fd, self._run, lambda _: None, lambda: None)
@@ -58,17 +60,32 @@ class _Callers:
     def call_soon(self, fn: Callable[[], None]) -> None:
         """In the hub's thread: after those that run already."""
         self._soon.append(fn)
-        if len(self._soon) == 1:
+        if len(self._soon) == 1 and not self._gathers:
             self._hub.schedule_call_global(0, self._run_soon)
+
+    def resume(self, greenlet: Any) -> None:
+        """In the hub: have a greenlet run until it waits, and then what it wants to be called soon."""
+        self._gathers = True
+        try:
+            greenlet.switch()
+        finally:
+            self._gathers = False
+            if self._soon:
+                self._run_soon()
 
     def _run_soon(self) -> None:
         fns = self._soon
         self._soon = deque()
         try:
             while fns:
-                fns.popleft()()
+                try:
+                    fns.popleft()()
+                except self._hub.SYSTEM_EXCEPTIONS:
+                    raise
+                except BaseException:  # as for a timer: it takes away nothing from the others, nor from who called this
+                    self._hub.squelch_generic_exception(sys.exc_info())
         finally:
-            for fn in fns:  # the hub logs what one of them raised; it takes away nothing from the others
+            for fn in fns:
                 self.call_soon(fn)
 
     def _run(self, fd: int) -> None:
@@ -193,7 +210,7 @@ class Poller:
     def _resume(self) -> None:
         if self._waiting:
             self._waiting = False
-            self._greenlet.switch()
+            self._callers.resume(self._greenlet)
 
 
 def spawn(fn: Callable[[], None]) -> None:

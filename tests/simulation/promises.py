@@ -15,12 +15,13 @@ from green_zmq import delivery
 from green_zmq.delivery import HOLD
 from green_zmq.errors import DirectoryError, ServerGone, TransportClosed, WireError
 from green_zmq.routing import Topic
-from green_zmq.wire import CALL, CAST, FANOUT, GIVEN_BACK, Key, decode_answer, decode_request, kind_name
+from green_zmq.wire import BUSY, CALL, CAST, FANOUT, GIVEN_BACK, NOT_HERE, Key, decode_answer, decode_request, kind_name
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process, Service
     from tests.simulation.world import World
 
+_REFUSALS = (BUSY, NOT_HERE, GIVEN_BACK)
 # What a caller may wait beyond its time: for its loop's turns, and for a thread's.
 _SLACK = 0.1
 # The directory is trusted to be known after this time without trouble.
@@ -49,9 +50,9 @@ class Message:
         self.outcome: Any = None
         self.error: Exception | None = None
         self.runs: list[tuple[Process, float]] = []
-        # When it was first written under each id that it had, and when its sender last heard that it was given back.
+        # When it was first written under each id that it had, and when its sender last heard that it was refused.
         self.sent: dict[int, float] = {}
-        self.given_back = -inf
+        self.refused = -inf
         # Casts to the same address that waited for a server when this was given.
         self.behind: list[int] = []
         # Whom a fanout must reach.
@@ -105,9 +106,9 @@ class Promises:
     def read(self, sender: Process, frames: list[bytes]) -> None:
         """A sender hears this."""
         answer = decode_answer(frames)
-        if answer.kind == GIVEN_BACK:
+        if answer.kind in _REFUSALS:
             for id in answer.ids:
-                self._sent[sender, id].given_back = self._world.clock.now
+                self._sent[sender, id].refused = self._world.clock.now
 
     def ends(self, message: Message) -> None:
         now = message.ended = self._world.clock.now
@@ -256,8 +257,8 @@ class Promises:
             message.sender.world.clock.note(f"{message} is run before {number}")
             self._overtaken.setdefault(number, message)
         first = self._overtaken.get(message.number)
-        # Order is kept among those that wait, and not towards one that was given back after the other was sent.
-        if first is not None and message.given_back < min(first.sent.values()):
+        # Order is kept among those that wait, and not towards one that was refused after the other was sent.
+        if first is not None and message.refused < min(first.sent.values()):
             self.broken(3, f"{message} was run after {first}, which was given when this waited already")
 
     def _serves_alone(self, key: Key) -> bool:
