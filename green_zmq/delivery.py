@@ -293,8 +293,8 @@ class _Route:
 class _Drain:
     """Casts to one address that have waited for a server, and are on their way to one in the order they were given.
 
-    :ivar room: how many may be on their way at a time: one more for each that is taken, so twice as many each time; and one again
-        when one is refused, since those written behind it may have been taken.
+    :ivar room: how many may be on their way at a time: one more for each that is taken, so twice as many each time; and one
+        again when one is refused, since those written behind it may have been taken.
     :ivar sent: how many are.
     """
 
