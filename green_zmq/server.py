@@ -31,8 +31,6 @@ LOG = logging.getLogger(__name__)
 
 _What = TypeVar("_What")
 
-# Messages handed to an executor ahead of those whose processing has begun: as many as it has workers by default.
-_HANDED: Final = 64
 # A caller that wants to hear heartbeats more rarely hears them this often, in seconds: so soon ends what watches its call.
 _MONITOR_MOST: Final = 60.0
 # The most of a reason why there is no reply, characters.
@@ -133,26 +131,20 @@ class Listener(base.Listener):
         return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window
 
     def take(self, incoming: Incoming, now: float) -> None:
-        if (
-            self.batch_size == 1
-            and not self.batches.waiting
-            and len(self.unbegun) < _HANDED
-            and self.on_incoming_callback is not None
-        ):
+        if self.batch_size == 1 and self.on_incoming_callback is not None:
             self.unbegun[incoming] = True
             self.on_incoming_callback([incoming])
-            return
-        self.batches.add(incoming, now)
-        self.hand_over(now)
+        else:
+            self.batches.add(incoming, now)
+            self.hand_over(now)
 
     def hand_over(self, now: float) -> None:
-        """Hand over as much as may be: whole batches, or what there is when the time for a batch has run out."""
+        """Hand over whole batches, and what there is when the time for a batch has run out.
+
+        However many its executor has: who finds one in line when he is done with another need not be made anew, or waked.
+        """
         callback = self.on_incoming_callback
-        size = self.batch_size
-        while callback is not None and len(self.unbegun) + size <= max(_HANDED, size):
-            batch = self.batches.next(now)
-            if not batch:
-                return
+        while callback is not None and (batch := self.batches.next(now)):
             self.unbegun.update(dict.fromkeys(batch, True))
             callback(batch)
 
@@ -160,7 +152,7 @@ class Listener(base.Listener):
         """In a worker."""
         if not self.unbegun.pop(incoming, False):
             raise Revoked(f"Message {incoming.msg_id} was given back, because its listener is stopping.")
-        self.server.begun(self, incoming)
+        self.server.begun(incoming)
 
 
 class Server:
@@ -205,7 +197,7 @@ class Server:
     def stop(self, listener: Listener) -> None:
         self._ask_loop(self._stop, listener)
 
-    def begun(self, listener: Listener, incoming: Incoming) -> None:
+    def begun(self, incoming: Incoming) -> None:
         record = incoming.record
         # A cast that was accepted is run even if its sender took this process for dead meanwhile: nobody else will run it.
         if record.deadline <= self._now() or (record.forgotten and record.kind == wire.CALL):
@@ -213,8 +205,6 @@ class Server:
             raise Revoked(f"Message {incoming.msg_id} is too late: its sender has given it up.")
         if record.kind != wire.CALL:
             self._loop.post_lazily(self._begun, record)
-        if listener.batches.waiting:
-            self._loop.post(self._hand_over, listener)
 
     def reply(self, record: Record, kind: int, codec: int, value: object, *, limited: bool = True) -> None:
         body = wire.encode_body(value, codec, self._loop.model.pause)
@@ -460,9 +450,6 @@ class Server:
         """It was not begun in time, and its sender is to know."""
         if record.running and not record.forgotten:
             self._refuse(record, wire.GIVEN_BACK)
-
-    def _hand_over(self, listener: Listener) -> None:
-        listener.hand_over(self._now())
 
     def _reply(self, reply: tuple[Record, int, int, list[bytes]], then: Callable[[Exception | None], None]) -> None:
         try:
