@@ -199,9 +199,17 @@ class Poller:
         socket = self._sockets.get(fd)
         if socket is None:
             return  # unregistered by what the hub ran just before
-        if not self._fired and self._waiting:
-            self._hub.schedule_call_global(0, self._resume)
+        first = not self._fired and self._waiting
         self._fired.add(socket)
+        if first and self._others_are_due():
+            self._hub.schedule_call_global(0, self._resume)
+        elif first:
+            self._resume()
+
+    def _others_are_due(self) -> bool:
+        """Whether the hub has anybody else to run now: more may have arrived when they have, and is read together with this."""
+        hub = self._hub
+        return bool(hub.next_timers) or (hub.sleep_until() or inf) <= hub.clock()
 
     def _on_time(self) -> None:
         self._armed, self._timer = inf, None
