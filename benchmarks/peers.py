@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import signal
 import tempfile
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -39,6 +42,18 @@ def report(what: str, before: dict[int, float], now: dict[int, float], after: di
         )
 
 
+@contextlib.contextmanager
+def standing_still(processes: Sequence[Process]) -> Iterator[None]:
+    """What is done for their connections is done, and what they do themselves on the same cores is not: their own upkeep."""
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process.pid, signal.SIGCONT)
+
+
 def measure(model: str, url: str, options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         shares = spread(options.peers, options.processes)
@@ -62,9 +77,13 @@ def measure(model: str, url: str, options: argparse.Namespace) -> None:
             process.ask("serve", url=url, topic=OTHERS, servers=share)
             client.ask("reach", url=url, topic=OTHERS, servers=share)
         now = rates(client, url, options)
+        with standing_still(crowd):
+            still = rates(client, url, options)
         for process in crowd:
             process.ask("leave", topic=OTHERS)
-        report("with idle servers at the client", after, now, rates(client, url, options))
+        without = rates(client, url, options)
+        report("with idle servers at the client", after, now, without)
+        report("with idle servers at the client, which stand still", after, still, without)
 
 
 def main() -> None:

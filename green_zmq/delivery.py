@@ -904,12 +904,13 @@ class Sender:
         drain, request.drain = request.drain, None
         if drain is not None and self._draining.get(request.key) is drain:
             drain.sent -= 1
-            if request.key in self.waiting:
+            if request.key not in self.waiting:
+                if request.accepted:
+                    del self._draining[request.key]
+                else:
+                    self._end_drain(request.key)
+            elif not request.accepted:  # else who accepts it sees to that
                 self.due = -inf  # those that waited behind it have their turn
-            elif request.accepted:
-                del self._draining[request.key]
-            else:
-                self._end_drain(request.key)
 
     def _end_drain(self, key: Key) -> None:
         """Nothing waits: if nothing that has waited is on its way either, what comes need not wait."""

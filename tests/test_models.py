@@ -312,3 +312,45 @@ def test_events_of_eventlet_that_happen_together_wake_everybody_in_turn() -> Non
     order = run(_TOGETHER)
     assert [each for each in order if isinstance(each, int)] == [0, 1, 2, 3]
     assert set(order) == {0, 1, 2, 3, "more", "2 again"}
+
+
+_RESUMED = """
+import json, sys
+import eventlet; eventlet.monkey_patch()
+from eventlet import hubs
+from eventlet.support import greenlets
+from green_zmq.executors.eventlet import Event, _Callers
+
+hub, order, events = hubs.get_hub(), [], [Event() for _ in range(3)]
+hub.squelch_exceptions = True
+def wait(i, event):
+    event.wait()
+    order.append(i)
+    if i == 1:
+        raise RuntimeError("one that fails takes nothing away from the others")
+def loop():
+    for turn in "first", "second":
+        hub.switch()
+        hub.schedule_call_global(0, order.append, "a timer")
+        for event in events:
+            event.set()
+        order.append(turn)
+for i, event in enumerate(events):
+    eventlet.spawn_n(wait, i, event)
+owner = greenlets.greenlet(loop, hub.greenlet)
+hub.schedule_call_global(0, owner.switch)
+eventlet.sleep(0.001)
+hub.schedule_call_global(0, _Callers.of(hub).resume, owner)
+with eventlet.Timeout(10):
+    while "a timer" not in order:
+        eventlet.sleep(0.001)
+hub.schedule_call_global(0, _Callers.of(hub).resume, owner)
+with eventlet.Timeout(10):
+    while "second" not in order:
+        eventlet.sleep(0.001)
+print(json.dumps(order))
+"""
+
+
+def test_whom_a_loop_of_eventlet_has_waked_goes_on_when_it_waits_and_before_any_timer() -> None:
+    assert run(_RESUMED)[:6] == ["first", 0, 1, 2, "a timer", "second"]

@@ -45,6 +45,10 @@ MUTATIONS = {
     "acknowledgements are not heard": Mutation(
         "green_zmq.delivery", "        if request.kind != CALL and request.id in link.open:", "        if False:"
     ),
+    "casts that waited are sent in another order": Mutation(
+        "green_zmq.delivery", "            request = queue.popleft()\n", "            request = queue.pop()\n"
+    ),
+    "casts that have arrived keep others from being sent": Mutation("green_zmq.delivery", "            drain.sent -= 1\n", ""),
     "the lowest open id is too high": Mutation(
         "green_zmq.delivery",
         "            floor = min(floor, next(iter(link.taken)))",
