@@ -108,6 +108,7 @@ class Client:
         sender = self._sender
         while sender.dropped or sender.lookups or sender.doubtful or sender.wanted:
             self._carry_out()
+        sender.flush()
         if sender.finished:
             self._let_go()
         if sender.waiting:
@@ -130,6 +131,7 @@ class Client:
             self._loop.post(self._submit, request)
         else:
             sender.submit(request, now)
+            sender.flush()
             if sender.finished:  # a fanout
                 self._let_go()
 

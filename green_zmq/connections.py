@@ -34,7 +34,7 @@ from green_zmq.descriptors import shortage
 from green_zmq.errors import TransportClosed, WireError, WireVersionError
 from green_zmq.loop import READING, Loop, Socket
 from green_zmq.routing import endpoint, is_address
-from green_zmq.wire import OVERHEAD, VERSION, decode_answer
+from green_zmq.wire import OVERHEAD, VERSION, decode_answer, unpack
 
 LOG = logging.getLogger(__name__)
 
@@ -374,6 +374,16 @@ class Connections:
             self._loop.close(monitor, 0)
 
     def _on_message(self, connection: _Connection, frames: list[bytes]) -> None:
+        try:
+            messages = unpack(frames)
+        except WireError as error:
+            self._not_ours(connection.link, error)
+            return
+        for message in messages:
+            if connection.dealer is not None:  # else the last one was the end of it
+                self._on_answer(connection, message)
+
+    def _on_answer(self, connection: _Connection, frames: list[bytes]) -> None:
         link = connection.link
         try:
             answer = decode_answer(frames)
@@ -384,14 +394,17 @@ class Connections:
             self._sender.gone(node.instance, self._now(), taken_over=True)
             return
         except WireError as error:
-            self.counts["answers that are none of ours"] += 1
-            self._complain(f"answers of {link.node}", "dropped an answer of %s: %s", link.node, error)
+            self._not_ours(link, error)
             return
         now = link.used = self._now()
         connection.attempts = 0
         self._sender.answered(link, answer, now)
         if self._crowded and link.idle:
             self._make_room()
+
+    def _not_ours(self, link: Link, error: WireError) -> None:
+        self.counts["answers that are none of ours"] += 1
+        self._complain(f"answers of {link.node}", "dropped an answer of %s: %s", link.node, error)
 
     def _on_event(self, connection: _Connection, monitor: Socket, frames: list[bytes]) -> None:
         if connection.monitor is not monitor:

@@ -172,6 +172,7 @@ class Link:
     :ivar queue: what waits for the connection, or for the server to have room.
     :ivar held: fanouts that wait until the server has begun with earlier ones, by address.
     :ivar open: what was written and waits for its answer, by id, lowest first.
+    :ivar outgoing: those of them that :meth:`Sender.flush` is to write, with their frames.
     :ivar taken: casts that were accepted and may still be given back, by id.
     :ivar topics: those that the directory listed it in when last asked; if none is left, nobody is to send there any more.
     :ivar busy: addresses at which it refused a request, each with when it may be asked again, and how long it is left alone.
@@ -183,8 +184,8 @@ class Link:
     """
 
     __slots__ = (
-        "busy", "down", "held", "node", "open", "queue", "refused", "socket", "taken", "topics", "trouble", "up", "used",
-        "written",
+        "busy", "down", "held", "node", "open", "outgoing", "queue", "refused", "socket", "taken", "topics", "trouble", "up",
+        "used", "written",
     )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
@@ -198,6 +199,7 @@ class Link:
         self.queue: deque[Outgoing] = deque()
         self.held: dict[Key, deque[Outgoing]] = {}
         self.open: dict[int, Outgoing] = {}
+        self.outgoing: list[tuple[Outgoing, bytes]] = []
         self.taken: dict[int, Outgoing] = {}
         self.topics: set[Topic] = set()
         self.trouble = ""
@@ -314,6 +316,7 @@ class Sender:
     :ivar dropped: links whose process is gone for good, or which the directory lists no more, and their connections with it.
     :ivar lookups: topics to be looked up in the directory.
     :ivar doubtful: nodes whose connection was lost: does the directory still have them?
+    :ivar unwritten: links with what :meth:`flush` is to write.
     :ivar requests: all of which something is to be decided yet; only to be looked at.
     :ivar waiting: requests that wait for a server, by address; only to be looked at.
     :ivar finished: requests whose caller can go on: ``error`` or ``outcome`` (a reply or failure, None after a cast).
@@ -329,6 +332,7 @@ class Sender:
         self.counts: Counter[str] = Counter()
         self.due = inf
         self.wanted: dict[Link, None] = {}
+        self.unwritten: dict[Link, None] = {}
         self.dropped: list[Link] = []
         self.lookups: dict[Topic, None] = {}
         self.doubtful: list[Node] = []
@@ -428,6 +432,7 @@ class Sender:
         link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
+        self._take_back(link)
         for request in link.take_back():
             self._again(request, now)
         if not link.idle:
@@ -438,6 +443,7 @@ class Sender:
     def closed(self, link: Link) -> None:
         """The connection was closed because nothing needs it."""
         link.up = link.down = False
+        link.outgoing.clear()  # nobody waits for that any more
         self._prune(link)
 
     def gone(self, instance: bytes, now: float, *, taken_over: bool = False) -> None:
@@ -457,6 +463,7 @@ class Sender:
         self.counts["servers gone"] += 1
         self.dropped.append(link)
         link.up, link.down = False, True
+        self._take_back(link)
         queued, sent, taken = link.take_back(), list(link.open.values()), list(link.taken.values())
         link.open.clear()
         link.taken.clear()
@@ -502,6 +509,7 @@ class Sender:
                 self._busy.pop(link, None)
                 self.wanted.pop(link, None)
                 link.up = link.down = False
+                link.outgoing.clear()
                 self.dropped.append(link)
 
     def forget(self, topic: Topic) -> None:
@@ -524,6 +532,16 @@ class Sender:
     def awaited(self) -> list[Topic]:
         """The topics that requests wait for a server of."""
         return list(dict.fromkeys(Topic(*key[:2]) for key in self.waiting))
+
+    def flush(self) -> None:
+        """Write what was decided to be written, as few messages: to be called at the end of a round of events.
+
+        Whichever step of it is the last, if a native thread is killed: what is written twice is ignored.
+        """
+        while self.unwritten:
+            link = next(iter(self.unwritten))
+            self._write_out(link)
+            self.unwritten.pop(link, None)
 
     def cancel(self, request: Outgoing) -> None:
         """Its caller was killed: nobody waits for it any more."""
@@ -759,11 +777,35 @@ class Sender:
         )
         link.used = now
         link.written += 1
-        if not self._send(link.socket, frames) and request.writes == 1:
-            # The connection is gone, which is told in a moment; so it was certainly not sent.
-            del link.open[request.id]
-            request.id = 0
-            link.queue.append(request)
+        self.unwritten[link] = None
+        small = len(frames) == 1 and len(frames[0]) <= wire.LARGEST_PACKED
+        if not small or len(link.outgoing) == wire.MOST_PACKED:
+            self._write_out(link)
+        if small:
+            link.outgoing.append((request, frames[0]))
+        elif not self._send(link.socket, frames):
+            self._not_written(link, [request])
+
+    def _take_back(self, link: Link) -> None:
+        """The connection is lost before they were written."""
+        self._not_written(link, [request for request, _ in link.outgoing])
+        link.outgoing.clear()
+
+    def _write_out(self, link: Link) -> None:
+        outgoing = link.outgoing
+        if outgoing:
+            frames = [frame for _, frame in outgoing]
+            if not self._send(link.socket, wire.pack(frames) if len(frames) > 1 else frames):
+                self._not_written(link, [request for request, _ in outgoing])
+            outgoing.clear()
+
+    def _not_written(self, link: Link, requests: Sequence[Outgoing]) -> None:
+        """The connection is gone, which is told in a moment; so they were certainly not sent, unless they were before."""
+        for request in requests:
+            if request.writes == 1 and link.open.get(request.id) is request:
+                del link.open[request.id]
+                request.id = 0
+                link.queue.append(request)
 
     def _fan_out(self, request: Outgoing, links: list[Link], now: float) -> None:
         """One copy to each process; the caller waits for none of them, but for room in the outbox."""
@@ -1087,6 +1129,7 @@ class Receiver:
 
     :ivar unanswered: calls that have no answer yet, with when they are acknowledged; only to be looked at.
     :ivar acks: requests to be acknowledged by :meth:`flush`, by route.
+    :ivar outgoing: small replies that it is to write, by route.
     """
 
     def __init__(self, instance: bytes, send: Callable[[bytes, list[bytes]], bool]) -> None:
@@ -1102,6 +1145,7 @@ class Receiver:
         # Fanouts that have no answer yet.
         self._fanouts: dict[Record, None] = {}
         self._fanouts_at = inf
+        self.outgoing: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self.unanswered: OrderedDict[Record, float] = OrderedDict()
         self._replies: OrderedDict[Record, int] = OrderedDict()
         self._reply_bytes = 0
@@ -1176,8 +1220,8 @@ class Receiver:
         self._done_at = min(self._done_at, now + (FANOUT_DELAY if record.kind == FANOUT else ACK_DELAY))
         self.due = min(self.due, self._done_at)
 
-    def reply(self, record: Record, kind: int, codec: int, body: Sequence[bytes]) -> None:
-        """A call was run: a reply or a failure."""
+    def reply(self, record: Record, kind: int, codec: int, body: Sequence[bytes], at_once: bool = False) -> None:
+        """A call was run: a reply or a failure, which :meth:`flush` is to write if it is small, unless that is done at once."""
         self.unanswered.pop(record, None)
         record.running = False
         record.answer = kind
@@ -1185,8 +1229,9 @@ class Receiver:
             self.counts["replies nobody waits for"] += 1
             return
         record.frames = wire.encode_answer(kind, self.instance, (record.id,), codec=codec, body=body)
+        write = self._send if at_once else self._write
         for route in record.routes:
-            self._send(route, record.frames)
+            write(route, record.frames)
         size = self._replies[record] = _size(record.frames)
         self._reply_bytes += size
         while self._reply_bytes > REPLY_CACHE and len(self._replies) > 1:
@@ -1220,9 +1265,27 @@ class Receiver:
         self.due = min(self._sweep_at, self._done_at, self._fanouts_at, next(iter(self.unanswered.values()), inf))
 
     def flush(self) -> None:
-        """Turn the acknowledgements collected since into messages: one to each connection."""
+        """Write the acknowledgements and small replies collected since: as few messages to each connection."""
         if self.acks:
             self._write_ids(wire.ACCEPTED, self.acks)
+        while self.outgoing:
+            route = next(iter(self.outgoing))
+            self._write_out(route, self.outgoing[route])
+            self.outgoing.pop(route, None)
+
+    def _write(self, route: bytes, frames: list[bytes]) -> None:
+        if len(frames) > 1 or len(frames[0]) > wire.LARGEST_PACKED:
+            self._send(route, frames)
+            return
+        outgoing = self.outgoing[route]
+        if len(outgoing) == wire.MOST_PACKED:
+            self._write_out(route, outgoing)
+        outgoing.append(frames[0])
+
+    def _write_out(self, route: bytes, outgoing: list[bytes]) -> None:
+        if outgoing:
+            self._send(route, wire.pack(outgoing) if len(outgoing) > 1 else [outgoing[0]])
+            outgoing.clear()
 
     def _write_ids(self, kind: int, ids: dict[bytes, list[int]]) -> None:
         for route, answered in ids.items():

@@ -123,8 +123,9 @@ class Engine:
     def _is_settled(self) -> bool:
         sender = self._sender
         return not (
-            sender.finished or sender.waiting or sender.lookups or sender.wanted or sender.doubtful or sender.dropped
-            or sender.lost or sender.failed or self._receiver.acks or self.server.arrived
+            sender.unwritten or sender.finished or sender.waiting or sender.lookups or sender.wanted or sender.doubtful
+            or sender.dropped or sender.lost or sender.failed or self._receiver.acks or self._receiver.outgoing
+            or self.server.arrived
         )  # fmt: skip
 
     def _settle(self) -> None:

@@ -218,7 +218,7 @@ class Server:
             return
         alone = len(self._receiver.unanswered) < 2
         reply = (self._receiver.reply, record, kind, codec, body)
-        if not (alone and self._loop.call(*reply)):
+        if not (alone and self._loop.call(*reply, True)):
             self._loop.post(*reply)
 
     def heartbeat(self, record: Record) -> None:
@@ -341,9 +341,17 @@ class Server:
         self._resolver.announce(self.node, listeners, then)
 
     def _on_message(self, frames: list[bytes]) -> None:
-        route = frames[0]
         try:
-            request = wire.decode_request(frames[1:])
+            messages = wire.unpack(frames[1:])
+        except WireError as error:
+            self._refuse_frames("requests that are none of ours", error)
+            return
+        for message in messages:
+            self._on_request(frames[0], message)
+
+    def _on_request(self, route: bytes, frames: list[bytes]) -> None:
+        try:
+            request = wire.decode_request(frames)
         except WireVersionError as error:
             self._refuse_frames("requests of wire version", error, f" {error.version}")
             self._router.write(route, wire.encode_answer(wire.WRONG_VERSION, self._receiver.instance, ()))

@@ -20,6 +20,7 @@ from green_zmq.errors import Unserializable, WireError, WireVersionError
 
 VERSION: Final = 1
 _MAGIC: Final = b"gz"
+_PACKED: Final = _MAGIC + bytes((VERSION,))
 
 # Kinds of request.
 CALL: Final = 1
@@ -41,6 +42,9 @@ WRONG_VERSION: Final = 24
 DONE: Final = 25  # of a cast or fanout: it has been started, so it will never be given back
 FORGOTTEN: Final = 26  # what is asked for is no longer known: its time had run out
 
+# Several requests, or answers, in one frame.
+PACK: Final = 32
+
 _NAMES: Final = {value: name.lower() for name, value in list(globals().items()) if isinstance(value, int)}
 REQUESTS: Final = frozenset((CALL, CAST, FANOUT, ASK, FIGURES))
 ANSWERS: Final = frozenset(range(ACCEPTED, FORGOTTEN + 1))
@@ -59,8 +63,14 @@ _ANSWER = struct.Struct("!2sBBB16sH")
 _ONE_ID = struct.Struct("!Q")
 # prefix, with the codec for the kind; number of frames, whose lengths follow, then they
 _STORED = struct.Struct("!2sBBI")
+# prefix; number of messages, whose lengths follow, then they
+_PACK = struct.Struct("!2sBBH")
 # The most ids that one answer is for.
 MOST_IDS: Final = 0xFFFF
+# The most messages in a pack, and the most bytes of each. A frame costs both ends more than to put it into one and read it out
+# again; but the other end is to begin with the first while more are made. No receiver takes less than they have together.
+MOST_PACKED: Final = 32
+LARGEST_PACKED: Final = 1 << 12
 
 _FOREVER: Final = (1 << 64) - 1
 _LONGEST: Final = 1e9  # seconds
@@ -207,6 +217,34 @@ def _frames(header: bytes, body: Sequence[bytes]) -> list[bytes]:
     if len(body[0]) <= INLINE:
         return [header + body[0], *body[1:]]
     return [header, *body]
+
+
+def pack(messages: Sequence[bytes]) -> list[bytes]:
+    """Several messages of one frame each, as one."""
+    count = len(messages)
+    lengths = struct.pack(f"!{count}I", *map(len, messages))
+    return [b"".join((_PACK.pack(_MAGIC, VERSION, PACK, count), lengths, *messages))]
+
+
+def unpack(frames: list[bytes]) -> list[list[bytes]]:
+    """The messages that have come as one: what is no pack is one itself, whatever it is.
+
+    :raises WireError: it is a pack that nobody of ours makes.
+    """
+    first = frames[0] if frames else b""
+    if len(first) < _PACK.size or first[3] != PACK or first[0:3] != _PACKED:
+        return [frames]
+    count = _PACK.unpack_from(first)[3]
+    at = _PACK.size + 4 * count
+    if len(frames) > 1 or not 1 < count <= MOST_PACKED or len(first) < at:
+        raise WireError(f"a pack has {len(frames)} frames and {count} messages, or is cut off")
+    messages = []
+    for length in struct.unpack_from(f"!{count}I", first, _PACK.size):
+        messages.append([first[at : at + length]])
+        at += length
+    if at != len(first):
+        raise WireError("the messages of a pack are not as long as it says")
+    return messages
 
 
 def _explain(frames: Sequence[bytes]) -> WireError:

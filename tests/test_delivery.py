@@ -161,6 +161,7 @@ class World:
             options.setdefault("timeout", 60.0)
         request = Outgoing(kind, key, wire.JSON, [b"%d" % self.numbers if body is None else body], **options)
         self.sender.submit(request, self.now)
+        self.sender.flush()
         return request
 
     def send(self, kind: int = CALL, key: Key = ANY, **options: Any) -> Outgoing:
@@ -179,6 +180,7 @@ class World:
         else:
             self.table.update(topic, self.entries(topic))
             self.sender.looked_up(topic, self.now)
+        self.sender.flush()
 
     def at(self, link: Link) -> Server | None:
         """Who answers at that address now."""
@@ -194,6 +196,7 @@ class World:
             conn = Conn(link, server, self.random.randbytes(5))
             self.conns[link] = self.routes[conn.route] = link.socket = conn
             self.sender.connected(link, self.now)
+            self.sender.flush()
 
     def retry(self, link: Link) -> None:
         del self.retrying[link]
@@ -219,10 +222,13 @@ class World:
     def deliver_up(self, conn: Conn) -> None:
         frames = conn.up.popleft()
         if conn.server.alive:
-            conn.server.receive(conn, frames)
+            for message in wire.unpack(frames):
+                conn.server.receive(conn, message)
 
     def deliver_down(self, conn: Conn) -> None:
-        self.sender.answered(conn.link, wire.decode_answer(conn.down.popleft()), self.now)
+        for message in wire.unpack(conn.down.popleft()):
+            self.sender.answered(conn.link, wire.decode_answer(message), self.now)
+        self.sender.flush()
 
     def write(self, conn: Conn, frames: list[bytes]) -> bool:
         if not conn.client_open:
@@ -319,6 +325,7 @@ class World:
         for _ in range(3):
             if self.sender.due <= self.now:
                 self.sender.tick(self.now)
+                self.sender.flush()
         assert self.sender.due > self.now, "it is due again and again although no time passes"
         for server in self.servers:
             if server.alive and server.receiver.due <= self.now:
@@ -1100,6 +1107,7 @@ def test_sender_that_is_away_is_forgotten() -> None:
     assert record is not None
     receiver.accept(record, 0.0)
     receiver.reply(record, REPLY, wire.JSON, [b"x"])
+    receiver.flush()
     while receiver.due < delivery.FORGET + 20:
         receiver.tick(receiver.due)
     assert left_over(receiver, "writes") == {}
@@ -1128,8 +1136,10 @@ def test_sender_whose_call_runs_is_not_forgotten() -> None:
     while receiver.due < delivery.FORGET * 2:
         receiver.tick(receiver.due)
     assert not record.forgotten
+    receiver.flush()
     receiver.writes.clear()
     receiver.reply(record, REPLY, wire.JSON, [b"x"])
+    receiver.flush()
     assert len(receiver.writes) == 1
 
 
@@ -1207,7 +1217,8 @@ def test_receiver_takes_anything(seed: int) -> None:
         receiver.tick(now)
         receiver.flush()
         for _, frames in receiver.writes:
-            wire.decode_answer(frames)
+            for message in wire.unpack(frames):
+                wire.decode_answer(message)
         receiver.writes.clear()
     assert max(took.values()) == 1
     for record in begun:
@@ -1216,6 +1227,7 @@ def test_receiver_takes_anything(seed: int) -> None:
         now = receiver.due
         receiver.tick(now)
         assert receiver.due > now
+    receiver.flush()
     receiver.writes.clear()
     assert left_over(receiver) == {}
     assert receiver._reply_bytes == 0
@@ -1471,11 +1483,15 @@ def test_order_is_kept_when_messages_are_given_back(world: World) -> None:
     assert world.order == [b"1", b"2", b"3", b"4"]
 
 
+def requests_in(conn: Conn) -> int:
+    return sum(len(wire.unpack(frames)) for frames in conn.up)
+
+
 def written_each_time(world: World, server: Server) -> list[int]:
     """How many requests are on their way to it at once, until none is."""
     conn, seen = world.conn(server), []
     while conn.up:
-        seen.append(len(conn.up))
+        seen.append(requests_in(conn))
         while conn.up:
             world.deliver_up(conn)
         while conn.down:
@@ -1534,6 +1550,85 @@ def test_a_refusal_lets_only_one_of_those_that_wait_go_again(world: World) -> No
     server.answers = True
     world.advance(1)
     assert_clean(world)
+
+
+def give(world: World, sizes: Iterable[int], kind: int = CAST) -> list[Outgoing]:
+    """As many as come in one round of a loop, before anything is written."""
+    requests = [Outgoing(kind, ANY, wire.JSON, [bytes(size)], timeout=60.0) for size in sizes]
+    for request in requests:
+        world.sender.submit(request, world.now)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("sizes", "together"),
+    [
+        ([10], [1]),
+        ([10] * 40, [32, 8]),
+        ([10, 10, 5000, 10, 10], [2, 1, 2]),
+        ([5000, 5000], [1, 1]),
+    ],
+)
+def test_small_requests_of_one_round_are_written_together_and_all_in_order(
+    world: World, sizes: list[int], together: list[int]
+) -> None:
+    server = world.server()
+    world.send(CAST)
+    conn = world.conn(server)
+    requests = give(world, sizes)
+    world.sender.flush()
+    written = [wire.unpack(frames) for frames in conn.up]
+    assert [len(messages) for messages in written] == together
+    assert [wire.decode_request(m).id for messages in written for m in messages] == [request.id for request in requests]
+
+
+def test_small_replies_of_one_round_are_written_together(world: World) -> None:
+    server = world.server()
+    server.answers = False
+    for _ in range(40):
+        world.submit()
+    world.settle()
+    assert len(server.jobs) == 40
+    while server.jobs:
+        record, _ = server.jobs.popleft()
+        server.receiver.reply(record, REPLY, wire.JSON, [bytes(5000 if len(server.jobs) == 5 else 10)])
+    conn = world.conn(server)
+    assert [len(wire.unpack(frames)) for frames in conn.down] == [32, 1]
+    server.flush()
+    assert [len(wire.unpack(frames)) for frames in conn.down] == [32, 1, 7]
+    world.settle()
+    assert sum(request.outcome is not None for request in world.finished) == 40
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("kind", [CALL, CAST])
+def test_what_was_not_written_when_the_connection_was_lost_goes_to_another_server(world: World, kind: int, told: bool) -> None:
+    """:param told: libzmq tells of the loss before it is asked to write."""
+    first, second = world.server("a"), world.server("b")
+    for _ in range(2):
+        world.send()
+    requests = give(world, [10, 20, 30, 5000, 40], kind)
+    first.reachable = False
+    if not told:
+        world.conn(first).client_open = False
+        world.sender.flush()
+    world.cut(world.link(first))
+    world.settle()
+    assert all(request.error is None and request in world.finished for request in requests)
+    assert sum(len(body) > 1 for request in second.seen for body in request.body) == 5
+    assert not first.running
+
+
+def test_what_was_to_be_written_to_a_server_that_is_gone_is_no_call_of_unknown_fate(world: World) -> None:
+    server = world.server("dies")
+    world.send()
+    calls = give(world, [10, 20], CALL)
+    world.kill(server)
+    world.sender.gone(server.instance, world.now, taken_over=True)
+    world.server("lives")
+    world.look_up(TOPIC)
+    world.settle()
+    assert all(call.outcome is not None for call in calls)
 
 
 def test_lost_head_of_the_outbox_does_not_stop_those_behind_it(world: World) -> None:

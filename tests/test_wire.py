@@ -242,6 +242,57 @@ def test_random_frames(frames: list[bytes]) -> None:
                     wire.decode_body(back.body, codec, no_pause)
 
 
+# Several messages as one.
+
+small = st.binary(max_size=100)
+
+
+@given(st.lists(small, min_size=2, max_size=wire.MOST_PACKED))
+def test_packed_messages_come_back_each_as_it_was(messages: list[bytes]) -> None:
+    assert wire.unpack(wire.pack(messages)) == [[message] for message in messages]
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"gz"], [b"gz\x01"], [b"gz\x01 "], [b"xz\x01 \0\2" + bytes(10)], request()])
+def test_what_is_no_pack_is_a_message_itself(frames: list[bytes]) -> None:
+    assert wire.unpack(frames) == [frames]
+
+
+def test_a_pack_of_another_version_is_a_message_of_that_version() -> None:
+    (frame,) = wire.pack([b"one", b"two"])
+    frames = [frame[:2] + b"\x02" + frame[3:]]
+    assert wire.unpack(frames) == [frames]
+    with pytest.raises(WireVersionError):
+        wire.decode_request(frames)
+
+
+@pytest.mark.parametrize("count", [0, 1, wire.MOST_PACKED + 1, 0xFFFF])
+def test_no_pack_has_so_many_messages(count: int) -> None:
+    with pytest.raises(WireError):
+        wire.unpack(wire.pack([b""] * count))
+
+
+@given(st.lists(small, min_size=2, max_size=5), st.data())
+def test_truncated_pack(messages: list[bytes], data: st.DataObject) -> None:
+    (frame,) = wire.pack(messages)
+    cut = frame[: data.draw(st.integers(6, len(frame) - 1))]
+    with pytest.raises(WireError):
+        wire.unpack([cut])
+    for frames in ([frame + b"x"], [frame, b""]):
+        with pytest.raises(WireError):
+            wire.unpack(frames)
+
+
+def test_a_pack_in_a_pack_is_no_message() -> None:
+    inner = wire.pack([b"one", b"two"])[0]
+    with pytest.raises(WireError):
+        wire.decode_request(wire.unpack(wire.pack([inner, inner]))[0])
+
+
+def test_the_largest_pack_is_taken_by_who_takes_the_smallest_messages() -> None:
+    (frame,) = wire.pack([bytes(wire.LARGEST_PACKED)] * wire.MOST_PACKED)
+    assert len(frame) < wire.OVERHEAD
+
+
 # Addresses.
 
 

@@ -157,6 +157,7 @@ class Requests:
             (40, self.answer),
             (60, self.noise),
             (30, self.ask),
+            (60, self.packed),
             (3, self.figures),
             (1, self.large),
         ]
@@ -268,6 +269,23 @@ class Requests:
     def ask(self) -> list[bytes]:
         return self._request(kind=wire.ASK, id=self.chance.choice((next(self._ids), self.chance.randrange(1, 100_000), _MOST)))
 
+    def packed(self) -> list[bytes]:
+        """Several in one frame, or what looks like it."""
+        chance = self.chance
+        few = (self.right, self.flipped, self.truncated, self.other_version, self.bad_body, self.noise, self.answer)
+        messages = [chance.choice(few)()[0] for _ in range(chance.choice((0, 1, 2, 3, wire.MOST_PACKED, wire.MOST_PACKED + 1)))]
+        if messages and chance.random() < 0.1:
+            messages[0] = wire.pack(messages)[0]
+        (frame,) = wire.pack(messages)
+        way = chance.randrange(5)
+        if way == 0:
+            return [_flipped(frame[: 8 + 4 * len(messages)], chance) + frame[8 + 4 * len(messages) :]]
+        if way == 1:
+            return [frame[: chance.randrange(len(frame) + 1)]]
+        if way == 2:
+            return [frame, b"more"]
+        return [frame]
+
     def figures(self) -> list[bytes]:
         return self._request(kind=wire.FIGURES, to=self.chance.randbytes(16))
 
@@ -280,8 +298,15 @@ class Requests:
         return [self.chance.randbytes(100_000)]
 
 
-def sort(frames: list[bytes]) -> str:
-    """What they are counted as, or what they are."""
+def sort(frames: list[bytes]) -> list[str]:
+    """What it is counted as, or what it is; each of several that are one message."""
+    try:
+        return [_sort(message) for message in wire.unpack(frames)]
+    except WireError:
+        return ["none"]
+
+
+def _sort(frames: list[bytes]) -> str:
     try:
         request = wire.decode_request(frames)
     except WireVersionError:
@@ -309,7 +334,7 @@ def attack(
             dealer.connect(f"tcp://{host}:{port}")
         for burst in range(0, count, _BURST):
             messages = requests.take(min(_BURST, count - burst))
-            kinds.update(map(sort, messages))
+            kinds.update(itertools.chain.from_iterable(map(sort, messages)))
             dealer = dealers[burst // _BURST % 3]
             began = time.perf_counter()
             for message in messages:
@@ -331,10 +356,10 @@ def _drain(dealer: zmq.Socket[bytes], instance: bytes, mark: int) -> Counter[str
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if dealer.poll(1000):
-            answer = dealer.recv_multipart()
-            found[wire.kind_name(answer[0][3])] += 1
-            if answer[0][23:31] == mark.to_bytes(8, "big"):
-                return found
+            for answer in wire.unpack(dealer.recv_multipart()):
+                found[wire.kind_name(answer[0][3])] += 1
+                if answer[0][23:31] == mark.to_bytes(8, "big"):
+                    return found
     raise AssertionError("a server that is sent nonsense does not answer within a minute")
 
 
@@ -557,11 +582,11 @@ def answer_wrongly(url: str, topic: str, seed: int, at_length: int = 0) -> int:
         lengthy = [wire.encode_answer(wire.HEARTBEAT, instance, _IDS)] * at_length
         while True:
             route, *frames = router.recv_multipart()
-            request = wire.decode_request(frames)
-            state["requests"] += 1
-            for answer in lengthy or answers.to(request):
-                router.send_multipart([route, *answer])
-                state["answers"] += 1
+            for message in wire.unpack(frames):
+                state["requests"] += 1
+                for answer in lengthy or answers.to(wire.decode_request(message)):
+                    router.send_multipart([route, *answer])
+                    state["answers"] += 1
 
     models.spawn(serve)
     return port

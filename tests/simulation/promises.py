@@ -15,7 +15,7 @@ from green_zmq import delivery
 from green_zmq.delivery import HOLD
 from green_zmq.errors import DirectoryError, ServerGone, TransportClosed, WireError
 from green_zmq.routing import Topic
-from green_zmq.wire import BUSY, CALL, CAST, FANOUT, GIVEN_BACK, NOT_HERE, Key, decode_answer, decode_request, kind_name
+from green_zmq.wire import BUSY, CALL, CAST, FANOUT, GIVEN_BACK, NOT_HERE, Key, decode_answer, decode_request, kind_name, unpack
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process, Service
@@ -95,20 +95,21 @@ class Promises:
     def written(self, sender: Process, frames: list[bytes]) -> None:
         """A sender gives this to a connection."""
         try:
-            request = decode_request(frames)
+            requests = [decode_request(message) for message in unpack(frames)]
         except WireError as error:
             self.broken(2, f"nobody can read what was written: {error}")
-        if request.body:
-            message = self.messages[json.loads(request.body[0])[1]["work"][0]]
-            message.sent.setdefault(request.id, self._world.clock.now)
-            self._sent[sender, request.id] = message
+        for request in requests:
+            if request.body:
+                message = self.messages[json.loads(request.body[0])[1]["work"][0]]
+                message.sent.setdefault(request.id, self._world.clock.now)
+                self._sent[sender, request.id] = message
 
     def read(self, sender: Process, frames: list[bytes]) -> None:
         """A sender hears this."""
-        answer = decode_answer(frames)
-        if answer.kind in _REFUSALS:
-            for id in answer.ids:
-                self._sent[sender, id].refused = self._world.clock.now
+        for answer in map(decode_answer, unpack(frames)):
+            if answer.kind in _REFUSALS:
+                for id in answer.ids:
+                    self._sent[sender, id].refused = self._world.clock.now
 
     def ends(self, message: Message) -> None:
         now = message.ended = self._world.clock.now
