@@ -700,12 +700,14 @@ class Sender:
             self.lookups[topic] = None
 
     def _forget_routes(self, topic: Topic) -> None:
-        """The routes of this topic are found anew, and go on in turn."""
+        """The routes of this topic are found anew, and go on in turn: with whoever is still there of those to come."""
         for key in [k for k in self._routes if k[:2] == topic]:
             old = self._routes.pop(key)
             new = self._find(key)
             if new is not None and new.links:
-                new.turn, new.used = old.turn % len(new.links), old.used
+                to_come = (*old.links[old.turn :], *old.links[: old.turn])
+                new.turn = next((new.links.index(link) for link in to_come if link in new.links), 0)
+                new.used = old.used
             for link in old.links:
                 self._prune(link)
 

@@ -1631,6 +1631,21 @@ def test_what_was_to_be_written_to_a_server_that_is_gone_is_no_call_of_unknown_f
     assert all(call.outcome is not None for call in calls)
 
 
+def test_turns_go_on_where_they_were_when_another_server_leaves(world: World) -> None:
+    servers = [world.server(name) for name in "abcd"]
+    for _ in range(6):
+        world.send()
+    turns = [len(server.seen) for server in servers]
+    last = [server for server, seen in zip(servers, turns, strict=True) if seen == 1]
+    assert sorted(turns) == [1, 1, 2, 2]
+    servers[0].stop()
+    world.look_up(TOPIC)
+    world.settle()
+    for _ in range(2 - (servers[0] in last)):
+        world.send()
+    assert all(len(server.seen) == 2 for server in servers[1:])
+
+
 def test_lost_head_of_the_outbox_does_not_stop_those_behind_it(world: World) -> None:
     """The message whose answer the others wait for was written over two connections, and its server is gone."""
     casts = [world.send(CAST) for _ in range(3)]
