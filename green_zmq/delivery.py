@@ -432,8 +432,7 @@ class Sender:
         link.refused = not link.up
         link.up, link.down = False, True
         self.doubtful.append(link.node)
-        self._take_back(link)
-        for request in link.take_back():
+        for request in self._take_back(link):
             self._again(request, now)
         if not link.idle:
             self.wanted[link] = None
@@ -463,8 +462,7 @@ class Sender:
         self.counts["servers gone"] += 1
         self.dropped.append(link)
         link.up, link.down = False, True
-        self._take_back(link)
-        queued, sent, taken = link.take_back(), list(link.open.values()), list(link.taken.values())
+        queued, sent, taken = self._take_back(link), list(link.open.values()), list(link.taken.values())
         link.open.clear()
         link.taken.clear()
         if taken_over:
@@ -788,10 +786,11 @@ class Sender:
         elif not self._send(link.socket, frames):
             self._not_written(link, [request])
 
-    def _take_back(self, link: Link) -> None:
-        """The connection is lost before they were written."""
+    def _take_back(self, link: Link) -> list[Outgoing]:
+        """The connection is lost: what was not written."""
         self._not_written(link, [request for request, _ in link.outgoing])
         link.outgoing.clear()
+        return link.take_back()
 
     def _write_out(self, link: Link) -> None:
         outgoing = link.outgoing

@@ -131,6 +131,7 @@ class Listener(base.Listener):
         return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window
 
     def take(self, incoming: Incoming, now: float) -> None:
+        """Hand it over however many its executor has: a worker that finds one in line need not be made anew, or waked."""
         if self.batch_size == 1 and self.on_incoming_callback is not None:
             self.unbegun[incoming] = True
             self.on_incoming_callback([incoming])
@@ -139,10 +140,7 @@ class Listener(base.Listener):
             self.hand_over(now)
 
     def hand_over(self, now: float) -> None:
-        """Hand over whole batches, and what there is when the time for a batch has run out.
-
-        However many its executor has: who finds one in line when he is done with another need not be made anew, or waked.
-        """
+        """Hand over whole batches, and what there is when the time for a batch has run out."""
         callback = self.on_incoming_callback
         while callback is not None and (batch := self.batches.next(now)):
             self.unbegun.update(dict.fromkeys(batch, True))

@@ -20,7 +20,6 @@ from green_zmq.errors import Unserializable, WireError, WireVersionError
 
 VERSION: Final = 1
 _MAGIC: Final = b"gz"
-_PACKED: Final = _MAGIC + bytes((VERSION,))
 
 # Kinds of request.
 CALL: Final = 1
@@ -65,6 +64,7 @@ _ONE_ID = struct.Struct("!Q")
 _STORED = struct.Struct("!2sBBI")
 # prefix; number of messages, whose lengths follow, then they
 _PACK = struct.Struct("!2sBBH")
+_PACKED: Final = _PREFIX.pack(_MAGIC, VERSION, PACK)
 # The most ids that one answer is for.
 MOST_IDS: Final = 0xFFFF
 # The most messages in a pack, and the most bytes of each. A frame costs both ends more than to put it into one and read it out
@@ -232,7 +232,7 @@ def unpack(frames: list[bytes]) -> list[list[bytes]]:
     :raises WireError: it is a pack that nobody of ours makes.
     """
     first = frames[0] if frames else b""
-    if len(first) < _PACK.size or first[3] != PACK or first[0:3] != _PACKED:
+    if len(first) < _PACK.size or not first.startswith(_PACKED):
         return [frames]
     count = _PACK.unpack_from(first)[3]
     at = _PACK.size + 4 * count

@@ -1483,15 +1483,21 @@ def test_order_is_kept_when_messages_are_given_back(world: World) -> None:
     assert world.order == [b"1", b"2", b"3", b"4"]
 
 
-def requests_in(conn: Conn) -> int:
-    return sum(len(wire.unpack(frames)) for frames in conn.up)
+def server_of_waiting_casts(world: World, count: int) -> Server:
+    """One that appears when so many casts wait for it, and has not read the first that was written."""
+    for _ in range(count):
+        world.submit(CAST)
+    server = world.server()
+    server.reads = False
+    world.settle()
+    return server
 
 
 def written_each_time(world: World, server: Server) -> list[int]:
     """How many requests are on their way to it at once, until none is."""
     conn, seen = world.conn(server), []
     while conn.up:
-        seen.append(requests_in(conn))
+        seen.append(sum(len(wire.unpack(frames)) for frames in conn.up))
         while conn.up:
             world.deliver_up(conn)
         while conn.down:
@@ -1501,11 +1507,7 @@ def written_each_time(world: World, server: Server) -> list[int]:
 
 def test_casts_that_waited_are_sent_twice_as_many_each_time(world: World) -> None:
     """One at a time would hold back everybody: while many send, something waits always."""
-    for _ in range(12):
-        world.submit(CAST)
-    server = world.server()
-    server.reads = False
-    world.settle()
+    server = server_of_waiting_casts(world, 12)
     assert written_each_time(world, server) == [1, 2, 4, 5]
     for _ in range(3):  # nothing waits any more
         world.submit(CAST)
@@ -1516,11 +1518,7 @@ def test_casts_that_waited_are_sent_twice_as_many_each_time(world: World) -> Non
 
 
 def test_casts_that_are_given_while_others_that_waited_are_on_their_way_come_behind_them(world: World) -> None:
-    for _ in range(2):
-        world.submit(CAST)
-    server = world.server()
-    server.reads = False
-    world.settle()
+    server = server_of_waiting_casts(world, 2)
     conn = world.conn(server)
     assert len(conn.up) == 1
     world.deliver_up(conn)
@@ -1534,11 +1532,8 @@ def test_casts_that_are_given_while_others_that_waited_are_on_their_way_come_beh
 
 
 def test_a_refusal_lets_only_one_of_those_that_wait_go_again(world: World) -> None:
-    for _ in range(12):
-        world.submit(CAST)
-    server = world.server()
-    server.reads, server.answers, server.window = False, False, 7
-    world.settle()
+    server = server_of_waiting_casts(world, 12)
+    server.answers, server.window = False, 7
     assert written_each_time(world, server) == [1, 2, 4, 5]  # of which the last five are refused
     world.advance(delivery.BUSY_FIRST * 0.99)
     assert not world.conn(server).up
