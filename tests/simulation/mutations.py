@@ -28,8 +28,9 @@ MUTATIONS = {
     ),
     "a request goes to another instance when the connection is lost": Mutation(
         "green_zmq.delivery",
-        "        for request in link.take_back():\n",
-        "        sent = [*link.open.values()]\n        link.open.clear()\n        for request in [*link.take_back(), *sent]:\n",
+        "        for request in self._take_back(link):\n            ",
+        "        sent = [*link.open.values()]\n        link.open.clear()\n"
+        "        for request in [*self._take_back(link), *sent]:\n            ",
     ),
     "what was sent to a server that is gone goes to another": Mutation(
         "green_zmq.delivery", "if request.writes == 1 and taken_over and not request.accepted:", "if not request.accepted:"
