@@ -2,9 +2,9 @@
 """The yardstick: what oslo.messaging over ZeroMQ costs without any protocol.
 
 One ROUTER at each server, one DEALER at the client, each owned by one loop with a mailbox; JSON in one frame; the addresses are
-fixed by the URL, ``bare://127.0.0.1:PORT,127.0.0.1:PORT``, and each server has one of them. No acknowledgements, no directory,
-no retries, no time limits. It uses the concurrency models of green_zmq, so that both have the same ground under them, and
-nothing else of it.
+fixed by the URL, ``bare://127.0.0.1:PORT,127.0.0.1:PORT``, and each server has one of them. A cast is answered when it has
+come, a call when it was run. No directory, no retries, no time limits. It uses the concurrency models of green_zmq, so that
+both have the same ground under them, and nothing else of it.
 
 It is what one writes with the public interfaces of pyzmq and oslo.serialization. With what lies below those, an encoder
 made once and no look for further frames it would be faster still by a quarter; ``doc/performance.rst`` has the figures.
@@ -92,14 +92,16 @@ class _Call:
 
 
 class _Incoming(base.RpcIncomingMessage):
-    def __init__(self, listener: _Listener, route: bytes, id: int, ctxt: Any, message: Any) -> None:
+    def __init__(self, listener: _Listener, route: bytes | None, id: int, ctxt: Any, message: Any) -> None:
         super().__init__(ctxt, message, id)
         self._listener = listener
+        # None: it is a cast.
         self._route = route
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
-        error = None if failure is None else serialize_remote_exception(failure)
-        self._listener.loop.post(self._route, jsonutils.dump_as_bytes([self.msg_id, reply, error]))
+        if self._route is not None:
+            error = None if failure is None else serialize_remote_exception(failure)
+            self._listener.loop.post(self._route, jsonutils.dump_as_bytes([self.msg_id, reply, error]))
 
     def requeue(self) -> None: ...
 
@@ -121,8 +123,10 @@ class _Listener(base.Listener):
         self.loop.close()
 
     def _on_message(self, route: bytes, body: bytes) -> None:
-        id, ctxt, message = jsonutils.loads(body)
-        self.on_incoming_callback([_Incoming(self, route, id, ctxt, message)])
+        id, is_call, ctxt, message = jsonutils.loads(body)
+        if not is_call:
+            self.loop.post(route, jsonutils.dump_as_bytes([id, None, None]))
+        self.on_incoming_callback([_Incoming(self, route if is_call else None, id, ctxt, message)])
 
 
 class BareDriver(base.BaseDriver):
@@ -135,13 +139,21 @@ class BareDriver(base.BaseDriver):
         self._calls: dict[int, _Call] = {}
         self._ids = itertools.count()
 
-    def send(self, target: Any, ctxt: Any, message: Any, *_: Any, **__: Any) -> Any:  # noqa: ARG002 (any server will do)
+    def send(
+        self,
+        target: Any,  # noqa: ARG002 (any server will do)
+        ctxt: Any,
+        message: Any,
+        wait_for_reply: bool | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Any:
         loop = self._loop
         if loop is None:
             loop = self._loop = _Loop(zmq.DEALER, self._addresses, self._on_message)
         id = next(self._ids)
         call = self._calls[id] = _Call(loop.model.Event())
-        loop.post(b"", jsonutils.dump_as_bytes([id, ctxt, message]))
+        loop.post(b"", jsonutils.dump_as_bytes([id, bool(wait_for_reply), ctxt, message]))
         call.waiter.wait()
         reply, error = call.answer
         if error is not None:

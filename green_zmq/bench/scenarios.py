@@ -91,8 +91,8 @@ class Ratio(NamedTuple):
 
 
 def can(contender: str, scenario: Scenario) -> bool:
-    """The bare loop only calls."""
-    return contender != BARE or scenario.pattern == "call"
+    """The bare loop has no fanouts and no notifications."""
+    return contender != BARE or scenario.pattern in ("call", "cast")
 
 
 def middle(rounds: Sequence[Round]) -> Round:
