@@ -108,6 +108,7 @@ class Listener(base.Listener):
         self.arriving = 0
         self.batches: Batches[Incoming] = Batches(batch_size, batch_timeout)
         self.unbegun: dict[Incoming, bool] = {}
+        self._over = False
 
     def start(self, on_incoming_callback: Callable[[list[Incoming]], None]) -> None:
         """Be found by everybody from here on.
@@ -116,6 +117,7 @@ class Listener(base.Listener):
         :raises DirectoryError: it cannot be registered.
         """
         super().start(on_incoming_callback)
+        self._over = False
         self.server.start(self)
 
     def stop(self) -> None:
@@ -128,23 +130,32 @@ class Listener(base.Listener):
         """Nothing is left: its replies are on their way, and the process goes on listening for others."""
 
     def room(self, window: int) -> bool:
-        return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window
+        return self.arriving + len(self.batches.waiting) + len(self.unbegun) < window and not self._over
 
     def take(self, incoming: Incoming, now: float) -> None:
         """Hand it over however many its executor has: a worker that finds one in line need not be made anew, or waked."""
-        if self.batch_size == 1 and self.on_incoming_callback is not None:
-            self.unbegun[incoming] = True
-            self.on_incoming_callback([incoming])
+        if self.batch_size == 1:
+            self.run([incoming])
         else:
             self.batches.add(incoming, now)
             self.hand_over(now)
 
     def hand_over(self, now: float) -> None:
         """Hand over whole batches, and what there is when the time for a batch has run out."""
+        while batch := self.batches.next(now):
+            self.run(batch)
+
+    def run(self, batch: list[Incoming]) -> None:
+        """Have the executor run it. What that does not take, since it was shut down or the process ends, is given back then."""
+        self.unbegun.update(dict.fromkeys(batch, True))
         callback = self.on_incoming_callback
-        while callback is not None and (batch := self.batches.next(now)):
-            self.unbegun.update(dict.fromkeys(batch, True))
-            callback(batch)
+        try:
+            if callback is not None:
+                callback(batch)
+        except RuntimeError as error:
+            if not self._over:
+                self._over = True
+                LOG.warning("no message to %s is taken any more, though its server was not stopped: %s", self.key, error)
 
     def begin(self, incoming: Incoming) -> None:
         """In a worker."""
@@ -316,10 +327,7 @@ class Server:
             # Its sender is not there to take it back, or has given it up, so it is run here after all; and that is what it is
             # told if it returns.
             self._receiver.accept(incoming.record, self._now())
-            callback = listener.on_incoming_callback
-            if callback is not None:
-                listener.unbegun[incoming] = True
-                callback([incoming])
+            listener.run([incoming])
 
     def _add(self, listener: Listener) -> None:
         for key in (listener.key, listener.key._replace(server="")):

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oslo.messaging's servers with the executor named ``gevent``, which its own functions refuse."""
+"""Oslo.messaging's servers with executors that cost less than its own, and with the one named ``gevent``, which it refuses."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import oslo_messaging
-from stevedore.driver import DriverManager
+
+from green_zmq import executors
 
 
-def _name_executor(server: Any, executor: str | None) -> Any:
-    """Give a server, made with the executor that oslo.messaging would choose, the one that was named."""
-    if executor == "gevent":
-        server.executor_type = executor
-        server._executor_cls = DriverManager("oslo.messaging.executors", executor).driver
+def _with_our_executor(server: Any, executor: str | None) -> Any:
+    """Give a server, made with the executor that was named or that oslo.messaging would choose, ours of that kind."""
+    name = executor or server.executor_type
+    if name != "threading" or executors.detect() == "threads":  # the patched threads of a green model are not for ours
+        server.executor_type = name
+        server._executor_cls = executors.load("threads" if name == "threading" else name).Executor
     return server
 
 
@@ -25,10 +27,13 @@ def get_rpc_server(
     serializer: Any = None,
     access_policy: Any = None,
 ) -> Any:
-    """As :func:`oslo_messaging.get_rpc_server`, with ``executor="gevent"`` too."""
+    """As :func:`oslo_messaging.get_rpc_server`, with our executors; ``executor="gevent"`` too.
+
+    :raises ModelError: the library of that executor is not installed.
+    """
     allowed = None if executor == "gevent" else executor
     server = oslo_messaging.get_rpc_server(transport, target, endpoints, allowed, serializer, access_policy)
-    return _name_executor(server, executor)
+    return _with_our_executor(server, executor)
 
 
 def get_notification_listener(
@@ -40,10 +45,13 @@ def get_notification_listener(
     allow_requeue: bool = False,
     pool: str | None = None,
 ) -> Any:
-    """As :func:`oslo_messaging.get_notification_listener`, with ``executor="gevent"`` too."""
+    """As :func:`oslo_messaging.get_notification_listener`, with our executors; ``executor="gevent"`` too.
+
+    :raises ModelError: the library of that executor is not installed.
+    """
     allowed = None if executor == "gevent" else executor
     server = oslo_messaging.get_notification_listener(transport, targets, endpoints, allowed, serializer, allow_requeue, pool)
-    return _name_executor(server, executor)
+    return _with_our_executor(server, executor)
 
 
 def get_batch_notification_listener(
@@ -57,9 +65,12 @@ def get_batch_notification_listener(
     batch_size: int | None = None,
     batch_timeout: float | None = None,
 ) -> Any:
-    """As :func:`oslo_messaging.get_batch_notification_listener`, with ``executor="gevent"`` too."""
+    """As :func:`oslo_messaging.get_batch_notification_listener`, with our executors; ``executor="gevent"`` too.
+
+    :raises ModelError: the library of that executor is not installed.
+    """
     allowed = None if executor == "gevent" else executor
     server = oslo_messaging.get_batch_notification_listener(
         transport, targets, endpoints, allowed, serializer, allow_requeue, pool, batch_size, batch_timeout
     )
-    return _name_executor(server, executor)
+    return _with_our_executor(server, executor)

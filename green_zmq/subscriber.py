@@ -158,7 +158,17 @@ class NotificationListener(base.Listener):
             if not batch:
                 return
             self._handed.update(dict.fromkeys(batch, True))
-            callback(batch)
+            try:
+                callback(batch)
+            except RuntimeError as error:  # the executor was shut down, or the process ends
+                topics = ", ".join(name for _, name in self._topics)
+                LOG.warning("no notification of %s is taken any more, though its server was not stopped: %s", topics, error)
+                share.stop()
+                for message in batch:
+                    if self._handed.pop(message, False):
+                        share.settle(message.taken, _UNTRIED)
+                self.hand_over(now)
+                return
 
 
 class Share:

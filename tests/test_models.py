@@ -219,30 +219,43 @@ except Exception as error:
     assert "monkey-patched by gevent" in run(code)
 
 
-_EXECUTOR = """
-import gc, json, weakref
-from gevent import monkey; monkey.patch_all()
-import gevent
-from green_zmq.executors.gevent import GreenletExecutor
+_WORKERS = """
+import gc, json, sys, weakref
+MODEL = sys.argv[1]
+if MODEL == "gevent":
+    from gevent import monkey; monkey.patch_all()
+    import gevent
+    sleep, current, kill, Worker = gevent.sleep, gevent.getcurrent, gevent.kill, gevent.Greenlet
+else:
+    import eventlet; eventlet.monkey_patch()
+    from eventlet.greenthread import GreenThread as Worker
+    sleep, current, kill = eventlet.sleep, eventlet.getcurrent, eventlet.kill
+import threading
+from green_zmq import executors
 
 class Message: ...
 
 def run(*sizes):
-    "So many at once, and then so many; which greenlets ran them, and how many at the same time at most."
+    "So many at once, and then so many; how many green threads ran them, and how many at the same time at most."
     ran, now, most = [], [0], [0]
     def work(message):
         now[0] += 1
         most[0] = max(most[0], now[0])
-        gevent.sleep(0.001)
-        ran.append(id(gevent.getcurrent()))
+        sleep(0.001)
+        ran.append(id(current()))
         now[0] -= 1
     for size in sizes:
         for future in [executor.submit(work, Message()) for _ in range(size)]:
             future.result(10)
     return len(set(ran)), most[0]
 
+def workers():
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, Worker) and not each.dead]
+
 found = {}
-executor = GreenletExecutor(max_workers=3)
+before = workers()
+executor = executors.load(MODEL).Executor(max_workers=3)
 found["one after the other"] = run(*[1] * 10)
 found["many"] = run(10, 10)
 message = Message()
@@ -255,24 +268,89 @@ try:
     executor.submit(lambda: 1 / 0).result(10)
 except ZeroDivisionError:
     found["its error"] = True
-workers = [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet)]
-gevent.killall(workers[:1])
+kill(next(each for each in workers() if each not in before))  # it rests
 found["after one was killed"] = run(10)
-executor.shutdown()
-gevent.sleep(0.01)
-found["ended"] = [worker.dead for worker in workers]
+done = []
+def die():
+    done.append("killed")
+    kill(current())
+dying = [executor.submit(die) for _ in range(3)]
+rest = [executor.submit(done.append, i) for i in range(3)]
+for future in rest:
+    future.result(10)
+found["behind those that were killed"] = done
+slow = executor.submit(lambda: sleep(0.05) or "ended")
+line = [executor.submit(sleep, 0.01) for _ in range(5)]
+ends = [threading.Thread(target=executor.shutdown) for _ in range(2)]
+for end in ends:
+    end.start()
+for end in ends:
+    end.join()
+found["waited for"] = slow.done() and all(each.done() for each in line)
+try:
+    executor.submit(sleep, 0)
+except RuntimeError:
+    found["refused"] = True
+sleep(0.01)
+found["left"] = len(workers()) - len(before)
+
+executor = executors.load(MODEL).Executor(max_workers=1)
+begun, held = executor.submit(sleep, 0.01), executor.submit(sleep, 0)
+sleep(0)
+executor.shutdown(cancel_futures=True)
+found["cancelled"] = begun.done() and not begun.cancelled() and held.cancelled()
 print(json.dumps(found))
 """
 
 
-def test_greenlets_of_the_executor_are_used_again_and_end_with_it() -> None:
-    found = run(_EXECUTOR)
+@pytest.mark.parametrize("model", ["eventlet", "gevent"])
+def test_workers_are_used_again_and_end_with_their_executor(model: str) -> None:
+    found = run(_WORKERS, model)
     assert found["one after the other"] == [1, 1]
     assert found["many"] == [3, 3]
     assert found["forgotten"]
     assert found["its error"]
     assert found["after one was killed"] == [3, 3]
-    assert found["ended"] == [True] * 3
+    assert sorted(map(str, found["behind those that were killed"])) == ["0", "1", "2", *["killed"] * 3]
+    assert found["waited for"]
+    assert found["refused"]
+    assert found["left"] == 0
+    assert found["cancelled"]
+
+
+_CHOSEN = """
+import json, sys
+import green_zmq, oslo_messaging
+from oslo_config import cfg
+cfg.CONF([], project="test", default_config_files=[], default_config_dirs=[])
+chosen = {}
+for name in [None, *sys.argv[1:]]:
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, "zmq+memory://")
+    server = green_zmq.get_rpc_server(transport, oslo_messaging.Target(topic="t", server="s"), [], executor=name)
+    made = server._executor_cls
+    chosen[str(name)] = (server.executor_type, getattr(getattr(made, "func", made), "__module__", ""))
+print(json.dumps(chosen))
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "name", "module"),
+    [
+        ("nothing", "threading", "concurrent.futures.thread"),
+        ("eventlet", "eventlet", "green_zmq.executors.workers"),
+        ("gevent", "gevent", "green_zmq.executors.workers"),
+    ],
+)
+def test_our_servers_have_executors_of_ours(patch: str, name: str, module: str) -> None:
+    chosen = run(PATCHES[patch] + _CHOSEN, name)
+    assert chosen[name] == [name, module]
+    if patch != "gevent":  # oslo.messaging does not know of it, and chooses threads, which are green ones there
+        assert chosen["None"] == [name, module]
+
+
+def test_threads_that_are_patched_keep_the_executor_of_oslo_messaging() -> None:
+    assert run(PATCHES["eventlet"] + _CHOSEN, "threading")["threading"][1].startswith("futurist")
+    assert run(PATCHES["gevent"] + _CHOSEN)["None"][1].startswith("futurist")
 
 
 _TOGETHER = """

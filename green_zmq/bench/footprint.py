@@ -45,7 +45,7 @@ def measure(fleet: Fleet, url: str, times: int = 3, seconds: float = 3.0) -> Foo
     servers = fleet.servers(len(shares))
     try:
         for server, share in zip(servers, shares, strict=True):
-            server.ask("serve", url=url, topic=topic, servers=share)
+            server.ask("serve", url=url, topic=topic, servers=share, oslo_executors=fleet.oslo_executors)
         starts = [_start(fleet.model, url, topic) for _ in range(times)]
         client, names = fleet.client, [name for share in shares for name in share]
         client.ask("reach", url=url, topic=topic, servers=names[:1])

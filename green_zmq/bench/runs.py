@@ -43,10 +43,14 @@ def contenders(folder: str, urls: list[str], servers: int) -> dict[str, str]:
 
 
 class Fleet:
-    """The processes of one model: one that sends, and those of the servers, which begin when they are needed."""
+    """The processes of one model: one that sends, and those of the servers, which begin when they are needed.
 
-    def __init__(self, model: str, stack: contextlib.ExitStack) -> None:
+    :ivar oslo_executors: whether its servers run what comes with oslo.messaging's own executors.
+    """
+
+    def __init__(self, model: str, stack: contextlib.ExitStack, oslo_executors: bool = False) -> None:
         self.model = model
+        self.oslo_executors = oslo_executors
         self._stack = stack
         self._servers: list[Process] = []
         self.client = stack.enter_context(Process(model))
@@ -80,7 +84,8 @@ class Fleet:
         try:
             for name, url in able.items():
                 for server, share in zip(servers, shares, strict=True):
-                    server.ask("serve", url=url, topic=topics[name], servers=share, pattern=scenario.pattern)
+                    how = {"pattern": scenario.pattern, "oslo_executors": self.oslo_executors}
+                    server.ask("serve", url=url, topic=topics[name], servers=share, **how)
                 self._round(scenario, url, topics[name], servers, min(seconds, 0.5))
             for i in range(rounds):
                 for name in turns(list(able), i):
@@ -107,9 +112,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(model: str) -> Iterator[Fleet]:
+def fleet(model: str, oslo_executors: bool) -> Iterator[Fleet]:
     with contextlib.ExitStack() as stack:
-        yield Fleet(model, stack)
+        yield Fleet(model, stack, oslo_executors)
 
 
 def _wait(servers: list[Process], topic: str, before: int, count: int) -> tuple[float, int]:

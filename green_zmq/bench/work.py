@@ -96,17 +96,21 @@ def together(fns: list[Callable[[], None]]) -> None:
 # Of servers.
 
 
-def serve(url: str, topic: str, servers: list[str], pattern: str = "call") -> None:
-    """Listen with these names, each with a transport of its own, as services do."""
+def serve(url: str, topic: str, servers: list[str], pattern: str = "call", oslo_executors: bool = False) -> None:
+    """Listen with these names, each with a transport of its own, as services do.
+
+    :param oslo_executors: with those of oslo.messaging, which has none for gevent.
+    """
+    made_by: Any = oslo_messaging if oslo_executors and executor != "gevent" else green_zmq
     for name in servers:
         if pattern == "notification":
             targets = [oslo_messaging.Target(topic=topic)]
             own = transport(url, "notification", f"{topic} {name}")
-            server = green_zmq.get_notification_listener(own, targets, [_Endpoint(topic)], executor=executor)
+            server = made_by.get_notification_listener(own, targets, [_Endpoint(topic)], executor=executor)
         else:
             target = oslo_messaging.Target(topic=topic, server=name)
             own = transport(url, "rpc", f"{topic} {name}")
-            server = green_zmq.get_rpc_server(own, target, [Service(topic), *endpoints], executor=executor)
+            server = made_by.get_rpc_server(own, target, [Service(topic), *endpoints], executor=executor)
         server.start()
         _served[topic].append(server)
 

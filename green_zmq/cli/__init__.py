@@ -322,6 +322,12 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rounds", type=_some, default=5, metavar="N", help="of each contender (default: 5)")
     command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="of sending in a round (default: 1)")
+    command.add_argument(
+        "--oslo-executors",
+        action="store_true",
+        help="run what comes with oslo.messaging's own executors, as services do that have its servers, not those of "
+        "green_zmq.get_rpc_server",
+    )
     command.add_argument("--plot", metavar="FILE", help="write a picture of the ratios, as .svg or .png")
     command.add_argument("--json", action="store_true", help="as a JSON object, with the figures of all contenders")
     command.add_argument(

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         task = progress.add_task("", total=(rounds + len(names) - 1) * len(args.models))
         for model in args.models:
             try:
-                with runs.fleet(model) as fleet:
+                with runs.fleet(model, args.oslo_executors) as fleet:
                     for scenario in scenarios:
                         progress.update(task, description=f"{model}: {scenario.text}")
                         urls = runs.contenders(folder, args.url, scenario.servers)

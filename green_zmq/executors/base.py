@@ -12,6 +12,7 @@ import zmq
 if TYPE_CHECKING:
     import select
     import socket
+    from concurrent import futures
 
 
 # A wait may end so much later than it was to, seconds: a timer that is armed anew costs as much as the rest of a wake-up.
@@ -91,6 +92,10 @@ class Model(Protocol):
 
     @property
     def Poller(self) -> type[Poller]: ...
+
+    @property
+    def Executor(self) -> Callable[..., futures.Executor]:
+        """What can run the messages of oslo.messaging's servers: made with ``max_workers``."""
 
     def spawn(self, fn: Callable[[], None]) -> None:
         """Run a loop in a thread of this model, for as long as it likes."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any
@@ -24,6 +25,7 @@ from eventlet.green import zmq as green_zmq
 from eventlet.support import greenlets
 
 from green_zmq.executors.base import SLACK
+from green_zmq.executors.workers import Workers
 
 NAME = "eventlet"
 Context = green_zmq.Context
@@ -245,6 +247,7 @@ def start_native(fn: Callable[[], None]) -> None:
     _native.Thread(target=run, daemon=True).start()
 
 
+Executor = partial(Workers, eventlet.spawn, Event)
 current = greenlets.getcurrent
 native_lock = _native.Lock
 native_owned_lock = _native.RLock

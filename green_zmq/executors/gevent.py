@@ -8,15 +8,13 @@ loop then uses the socket without ever blocking on it, straight through libzmq.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Executor, Future
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any
 
 import gevent
-import gevent.event
 import gevent.monkey
 import gevent.socket
 import zmq
@@ -25,6 +23,7 @@ from gevent._hub_local import get_hub_if_exists
 from gevent.hub import get_hub
 
 from green_zmq.executors.base import SLACK
+from green_zmq.executors.workers import Workers
 
 NAME = "gevent"
 Context = zmq.green.Context
@@ -207,6 +206,7 @@ def start_native(fn: Callable[[], None]) -> None:
     _start_new_thread(run, ())
 
 
+Executor = partial(Workers, gevent.spawn, Event)
 current = gevent.getcurrent
 native_lock = _allocate_lock
 native_owned_lock = _allocate_owned_lock
@@ -229,82 +229,3 @@ def after_fork() -> None:
     gevent.reinit()
     global LOCK
     LOCK = _allocate_lock()
-
-
-class GreenletExecutor(Executor):
-    """The executor of oslo.messaging servers in gevent: at most ``max_workers`` greenlets, the rest waits in line.
-
-    Those that have nothing to do are kept: one that begins takes memory from the system, and one that ends gives it back.
-    """
-
-    def __init__(self, max_workers: int = 64) -> None:
-        self._free = max_workers
-        self._resting: list[tuple[Any, Any]] = []
-        self._line: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = deque()
-        self._idle = gevent.event.Event()
-        self._idle.set()
-        self._running = 0
-        self._closed = False
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self._closed:
-            raise RuntimeError("the executor was shut down")
-        future: Future[Any] = Future()
-        self._line.append((future, fn, args, kwargs))
-        if self._running < self._free:
-            self._running += 1
-            self._idle.clear()
-            if self._resting:
-                self._wake(True)
-            else:
-                gevent.spawn(self._work)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._closed = True
-        if cancel_futures:
-            while self._line:
-                self._line.popleft()[0].cancel()
-        while self._resting:
-            self._wake(False)
-        if wait:
-            self._idle.wait()
-
-    def _wake(self, wanted: bool) -> None:
-        greenlet, hub = self._resting.pop()
-        hub.loop.run_callback_threadsafe(greenlet.switch, wanted)
-
-    def _work(self) -> None:
-        """A greenlet of the pool, until it is not wanted any more."""
-        place = gevent.getcurrent(), get_hub()
-        wanted = True
-        while wanted:
-            try:
-                while self._line:
-                    self._run(*self._line.popleft())
-            finally:
-                self._running -= 1
-                if not self._running:
-                    self._idle.set()
-            if self._closed:
-                return
-            self._resting.append(place)
-            try:
-                wanted = place[1].switch()
-            except BaseException:  # it was killed
-                if place in self._resting:
-                    self._resting.remove(place)
-                raise
-
-    @staticmethod
-    def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = fn(*args, **kwargs)
-        except BaseException as error:
-            future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            future.set_result(result)

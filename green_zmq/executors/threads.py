@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import zmq
 
@@ -95,6 +96,7 @@ def start_native(fn: Callable[[], None]) -> None:
     threading.Thread(target=fn, name="green_zmq directory", daemon=True).start()
 
 
+Executor = ThreadPoolExecutor
 current = threading.get_ident
 native_lock = threading.Lock
 native_owned_lock = threading.RLock

@@ -135,13 +135,14 @@ def listen(
     targets = [oslo_messaging.Target(topic=topic, exchange=exchange) for topic in topics]
     endpoints = [_at_priorities(endpoint, priorities or list(PRIORITIES), in_batches=size != 0)]
     how = {"executor": EXECUTORS[models.name], "allow_requeue": requeue, "pool": pool}
+    made_by: Any = green_zmq if models.name == "gevent" else oslo_messaging
     if size:
         most = None if size < 0 else size
-        created = green_zmq.get_batch_notification_listener(
+        created = made_by.get_batch_notification_listener(
             transport(url, tag), targets, endpoints, batch_size=most, batch_timeout=timeout, **how
         )
     else:
-        created = green_zmq.get_notification_listener(transport(url, tag), targets, endpoints, **how)
+        created = made_by.get_notification_listener(transport(url, tag), targets, endpoints, **how)
     assert label not in _listeners
     created.start(override_pool_size=workers)
     _listeners[label] = (created, endpoint)

@@ -169,19 +169,24 @@ def serve(
     tag: str = "",
     exchange: str | None = None,
     executor: str = "",
+    ours: bool = False,
     pool: int | None = None,
     policy: str = "default",
     serializer: bool = False,
     versions: list[list[Any]] | None = None,
     ping: bool = False,
 ) -> None:
-    """Start an RPC server, known by its label (by default its name)."""
+    """Start an RPC server, known by its label (by default its name).
+
+    :param ours: with an executor of ours; in gevent in any case, since oslo.messaging has none.
+    """
     cfg.CONF.register_opts(_dispatcher_opts)
     cfg.CONF.set_override("rpc_ping_enabled", ping)
     label = label or server
     endpoint = Endpoint(label, call)
     name = executor or EXECUTORS[models.name]
-    created = green_zmq.get_rpc_server(
+    make = green_zmq.get_rpc_server if ours or name == "gevent" else oslo_messaging.get_rpc_server
+    created = make(
         transport(url, tag),
         oslo_messaging.Target(topic=topic, server=server, exchange=exchange),
         [endpoint, *(Versioned(*each) for each in versions or [])],

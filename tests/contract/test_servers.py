@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from tests.contract.harness import Directory, Raised, Worker, wait_until
+from tests.contract.harness import MODELS, ROOT, Directory, Fleet, Raised, Worker, following, wait_until
 
 
 def test_a_server_is_found_from_start_to_stop(client: Worker, server: Worker, url: str, topic: str) -> None:
@@ -23,8 +25,9 @@ def test_a_server_is_found_from_start_to_stop(client: Worker, server: Worker, ur
             client.run("call", **how)
 
 
-def test_a_stopped_server_can_be_started_again(client: Worker, server: Worker, url: str, topic: str) -> None:
-    server.run("serve", url=url, topic=topic)
+@pytest.mark.parametrize("ours", [False, True], ids=["their executor", "our executor"])
+def test_a_stopped_server_can_be_started_again(client: Worker, server: Worker, url: str, topic: str, ours: bool) -> None:
+    server.run("serve", url=url, topic=topic, ours=ours)
     for i in range(3):
         assert client.run("call", url=url, topic=topic, method="echo", args={"value": i}, at_least_once=True) == i
         server.run("stop", label="server")
@@ -32,8 +35,11 @@ def test_a_stopped_server_can_be_started_again(client: Worker, server: Worker, u
         server.run("start_again", label="server")
 
 
-def test_wait_lets_what_has_begun_end_and_its_replies_arrive(client: Worker, server: Worker, url: str, topic: str) -> None:
-    server.run("serve", url=url, topic=topic)
+@pytest.mark.parametrize("ours", [False, True], ids=["their executor", "our executor"])
+def test_wait_lets_what_has_begun_end_and_its_replies_arrive(
+    client: Worker, server: Worker, url: str, topic: str, ours: bool
+) -> None:
+    server.run("serve", url=url, topic=topic, ours=ours)
     calls = [client.begin("call", url=url, topic=topic, method="hold", args={"value": i}) for i in range(5)]
     wait_until(lambda: len(server.run("began", label="server")) == 5)
     server.run("stop", label="server")
@@ -44,11 +50,12 @@ def test_wait_lets_what_has_begun_end_and_its_replies_arrive(client: Worker, ser
     waiting.result(10)
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["their executor", "our executor"])
 def test_a_planned_stop_loses_nothing_and_runs_nothing_twice(
-    client: Worker, server: Worker, other: Worker, url: str, topic: str
+    client: Worker, server: Worker, other: Worker, url: str, topic: str, ours: bool
 ) -> None:
-    server.run("serve", url=url, topic=topic, server="a", pool=2)
-    other.run("serve", url=url, topic=topic, server="b", pool=2)
+    server.run("serve", url=url, topic=topic, server="a", pool=2, ours=ours)
+    other.run("serve", url=url, topic=topic, server="b", pool=2, ours=ours)
     how = {"url": url, "topic": topic, "method": "rest", "args": {"seconds": 0.01}, "timeout": 30}
     calls = client.begin("calls_together", **how, values=list(range(100)))
     casts = client.begin("casts", url=url, topic=topic, method="note", values=list(range(1000, 1100)))
@@ -243,3 +250,58 @@ def test_a_large_reply_to_a_message_that_is_answered_where_it_is_handed_over(
     value = "x" * (1 << 20)
     assert client.run("call", url=url, topic=topic, method="echo", args={"value": value}) == value
     server.run("close_many", topic=topic)
+
+
+_ENDS = r"""
+import sys, time
+from tests.contract.worker import patch
+model, url, topic, maker = sys.argv[1:]
+patch(model)
+import oslo_messaging
+from oslo_config import cfg
+import green_zmq
+cfg.CONF([], project="contract")
+class Endpoint:
+    begun = 0
+    def note(self, ctxt, value):
+        sys.stdout.write(f"{value}\n")  # print() writes the end of the line by itself
+        sys.stdout.flush()
+        Endpoint.begun += 1
+        time.sleep(0.002)
+make = green_zmq.get_rpc_server if maker == "ours" else oslo_messaging.get_rpc_server
+target = oslo_messaging.Target(topic=topic, server="ends")
+executor = {"threads": "threading"}.get(model, model)
+server = make(oslo_messaging.get_rpc_transport(cfg.CONF, url), target, [Endpoint()], executor=executor)
+server.start(override_pool_size=2)
+while Endpoint.begun < 50:
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.one_directory
+@pytest.mark.parametrize(
+    ("model", "maker"),
+    [(model, maker) for model in MODELS for maker in ("ours", "theirs") if (model, maker) != ("gevent", "theirs")],
+)
+def test_a_process_that_ends_without_stopping_its_server_runs_what_it_has_begun_and_gives_back_the_rest(
+    fleet: Fleet, model: str, maker: str, url: str, topic: str
+) -> None:
+    """Executors refuse what comes when the interpreter has begun to end, and oslo.messaging knows nothing of that."""
+    sender, other = fleet.get("client", following(model)), fleet.get("server", model)
+    ends = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _ENDS, model, url, topic, maker],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    how = {"url": url, "topic": topic, "method": "note"}
+    casts = [sender.begin("casts", **how, values=list(range(i, 400, 8))) for i in range(8)]
+    told, errors = ends.communicate(timeout=30)
+    assert ends.returncode == 0, errors
+    assert "defect" not in errors
+    other.run("serve", url=url, topic=topic)
+    for each in casts:
+        each.result(30)
+    wait_until(lambda: len(other.run("seen", label="server")) + len(told.split()) >= 400)
+    assert sorted([*map(int, told.split()), *other.run("seen", label="server")]) == list(range(400))
