@@ -434,9 +434,13 @@ class SqliteStore:
             self._memory.writes += 1
 
     def _tell(self) -> None:
+        """From here on others can see what was written. The kernel has told them too early: when it came into the log."""
         if self._memory is not None:
             for wake in list(self._memory.news.values()):
                 wake()
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(f"{self._path}-wal")
 
     @contextlib.contextmanager
     def _errors(self, done: str) -> Iterator[None]:
