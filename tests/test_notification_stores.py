@@ -560,6 +560,7 @@ def test_most_holds_for_what_is_taken_over(opener: Opener, store: Store, topic: 
     assert sorted(bodies(found)) == numbers(0, 10)
 
 
+@pytest.mark.slow
 def test_what_a_living_consumer_has_is_left_to_it(opener: Opener, store: Store, topic: Topic, wake: int) -> None:
     consumer, other = opener.consume(topic, takeover=2), opener.consume(topic, takeover=2)
     send(store, topic, b"0")

@@ -4,8 +4,9 @@
 A test that takes a client and a server is run in all nine pairings of their models over the embedded directory, and over
 Redis and Sentinel in three, in which each model is the client once and the server once. With GREEN_ZMQ_ALL set it is run in
 all nine over each directory; with GREEN_ZMQ_QUICK only over the embedded one, and if it is marked ``rotated``, because it
-takes seconds, in three. One marked ``one_directory``, to which it does not matter, is run over the embedded one only; one
-marked ``no_sentinel`` over that and one Redis.
+takes seconds, in three. One marked ``apart``, whose client and server never meet but in a store, is run in three without that.
+One marked ``one_directory``, to which it does not matter, is run over the embedded one only; one marked ``no_sentinel`` over
+that and one Redis.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ DIRECTORIES = ["sqlite"] if QUICK else ["sqlite", "redis", "sentinel"]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rotated: with GREEN_ZMQ_QUICK set, in three pairings of models instead of nine")
+    config.addinivalue_line("markers", "apart: in three pairings of models, because the two meet only in a store")
     config.addinivalue_line("markers", "one_directory: only over the embedded directory")
     config.addinivalue_line("markers", "no_sentinel: not over Redis with Sentinel, because it is the same as over Redis")
 
@@ -35,10 +37,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
     few = [(model, following(model)) for model in MODELS]
     pairs = list(itertools.product(MODELS, MODELS))
-    if QUICK and metafunc.definition.get_closest_marker("rotated"):
+    marked = metafunc.definition.get_closest_marker
+    if marked("apart") or (QUICK and marked("rotated")):
         pairs = few
-    directories = DIRECTORIES[:1] if metafunc.definition.get_closest_marker("one_directory") else DIRECTORIES
-    if metafunc.definition.get_closest_marker("no_sentinel"):
+    directories = DIRECTORIES[:1] if marked("one_directory") else DIRECTORIES
+    if marked("no_sentinel"):
         directories = [name for name in directories if name != "sentinel"]
     both = {"client_model", "server_model"} <= set(names)
     if both and "directory" in names:

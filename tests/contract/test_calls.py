@@ -75,6 +75,7 @@ def test_a_fanout_reaches_every_server_once(client: Worker, server: Worker, othe
 
 
 @pytest.mark.rotated
+@pytest.mark.no_sentinel
 def test_fanouts_that_wait_for_a_server_to_begin_others_go_on_when_it_does(
     client: Worker, server: Worker, url: str, topic: str
 ) -> None:

@@ -313,7 +313,7 @@ def test_a_pool_with_a_name_begins_with_its_first_listener_and_keeps_what_comes_
 # Batches.
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_batches_are_full_but_the_last(client: Worker, server: Worker, url: str, topic: str) -> None:
     run(client, "notify", url=url, topics=[topic], values=list(range(205)))
     run(server, "listen", url=url, topics=[topic], size=100, timeout=2, workers=1)
@@ -324,7 +324,7 @@ def test_batches_are_full_but_the_last(client: Worker, server: Worker, url: str,
     settled(url, topic)
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_a_batch_that_is_not_full_is_handed_over_when_its_time_has_come(
     client: Worker, server: Worker, url: str, topic: str
 ) -> None:
@@ -448,7 +448,7 @@ def test_many_that_are_put_back_for_one_pool_stand_in_no_others_way(url: str, to
 # Listeners that die.
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_what_a_killed_listener_had_not_processed_another_gets(
     client: Worker, server_model: str, start: Start, other: Worker, directory: Directory, topic: str
 ) -> None:
@@ -466,7 +466,7 @@ def test_what_a_killed_listener_had_not_processed_another_gets(
     assert run(other, "began") == ["held"]
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_a_notification_that_kills_its_listeners_is_put_aside(
     client: Worker, server_model: str, start: Start, directory: Directory, topic: str
 ) -> None:
@@ -639,6 +639,7 @@ def locked(path: Path) -> Iterator[None]:
         database.close()
 
 
+@pytest.mark.slow
 @pytest.mark.one_directory
 @pytest.mark.parametrize("model", MODELS)
 def test_a_file_that_somebody_keeps_locked(fleet: Fleet, model: str, directory: Directory, tmp_path: Path, topic: str) -> None:
@@ -731,9 +732,9 @@ def test_too_many_are_dropped_counted_and_logged(client: Worker, server: Worker,
     url = directory.url(notification_messages=50)
     values = list(range(250))
     run(client, "send", url=url, topic=topic, values=values)
-    found = wait_until(lambda: (found := state(url, topic)) is not None and found.dropped and found, LIMIT)
+    # It is looked after every hundred messages, beside those that go on being stored; so then no further look is due.
+    found = wait_until(lambda: (found := state(url, topic)) is not None and found.kept < 150 and found, LIMIT)
     assert found.kept + found.dropped == 250
-    assert found.kept <= 150  # it is looked every hundred messages
     wait_until(lambda: client.run("counts", url=url).get("notifications dropped") == found.dropped, LIMIT)
     assert any(line.startswith("ERROR") and f"{topic}.info" in line for line in client.run("logged"))
     run(server, "listen", url=url, topics=[topic], workers=1)
@@ -741,7 +742,7 @@ def test_too_many_are_dropped_counted_and_logged(client: Worker, server: Worker,
     assert kept == values[-found.kept :]
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_what_is_too_old_is_dropped_counted_and_logged(
     client: Worker, server: Worker, directory: Directory, topic: str
 ) -> None:
@@ -773,7 +774,7 @@ def test_processes_that_send_little_each_keep_to_the_bounds_too(start: Start, di
     wait_until(lambda: (found := state(url, topic)) is not None and found.kept <= 70, LIMIT)
 
 
-@pytest.mark.rotated
+@pytest.mark.apart
 def test_what_all_have_processed_goes(client: Worker, server: Worker, other: Worker, url: str, topic: str) -> None:
     run(server, "listen", url=url, topics=[topic])
     run(other, "listen", url=url, topics=[topic], pool="named")
@@ -994,6 +995,7 @@ def test_transports_leave_nothing_open(start: Start, model: str, directory: Dire
     wait_until(lambda: worker.run("resources")["descriptors"] <= descriptors, LIMIT, f"{descriptors} descriptors again")
 
 
+@pytest.mark.slow
 @pytest.mark.one_directory
 @pytest.mark.parametrize("model", MODELS)
 def test_listeners_leave_nothing_open(start: Start, model: str, directory: Directory, topic: str) -> None:
@@ -1029,6 +1031,7 @@ def switches(worker: Worker, others: list[int]) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_an_idle_listener_rests(start: Start, model: str, directory: Directory, topic: str) -> None:
     worker = start(model)

@@ -22,6 +22,7 @@ def test_a_call_without_a_server_ends_at_its_deadline_and_says_so(client: Worker
     assert topic in caught.value.text
 
 
+@pytest.mark.one_directory
 def test_a_call_without_a_reply_ends_at_its_deadline_and_names_who_has_it(
     client: Worker, server: Worker, url: str, topic: str
 ) -> None:
@@ -36,6 +37,7 @@ def test_a_call_without_a_reply_ends_at_its_deadline_and_names_who_has_it(
     server.run("release", label="server")
 
 
+@pytest.mark.one_directory
 def test_a_reply_after_the_deadline_reaches_nobody(client: Worker, server: Worker, url: str, topic: str) -> None:
     server.run("serve", url=url, topic=topic)
     assert client.run("call", url=url, topic=topic, method="who") == "server"
@@ -110,6 +112,7 @@ def test_mandatory_call(client: Worker, server: Worker, url: str, topic: str) ->
         assert client.run("call", **how, method="echo", args={"value": 1}) == 1
 
 
+@pytest.mark.one_directory
 @pytest.mark.rotated
 def test_monitor_long_call(client: Worker, server: Worker, url: str, topic: str) -> None:
     server.run("serve", url=url, topic=topic)
@@ -120,6 +123,7 @@ def test_monitor_long_call(client: Worker, server: Worker, url: str, topic: str)
     assert monitored.result(30) == 4
 
 
+@pytest.mark.one_directory
 @pytest.mark.rotated
 def test_nothing_is_left_of_a_monitored_call_that_finds_no_method(client: Worker, server: Worker, url: str, topic: str) -> None:
     """Oslo.messaging's own watchdog of it would otherwise run for ever."""
@@ -130,6 +134,7 @@ def test_nothing_is_left_of_a_monitored_call_that_finds_no_method(client: Worker
     wait_until(lambda: not [name for name in server.run("threads") if "watchdog" in name])
 
 
+@pytest.mark.one_directory
 @pytest.mark.rotated
 def test_the_absence_of_heartbeats_ends_a_monitored_call(
     client: Worker, server_model: str, start: Callable[[str], Worker], directory: Directory, topic: str

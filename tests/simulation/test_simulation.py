@@ -38,7 +38,7 @@ def test_known_worlds(seed: int) -> None:
 @pytest.mark.parametrize("part", [1, 2])
 def test_fresh_worlds(part: int) -> None:
     """Others in each run. The output names the seed of one that fails."""
-    done = simulate("--seeds=100000", "--seconds=45")
+    done = simulate("--seeds=100000", "--seconds=30")
     print(done.stdout)
     assert done.returncode == 0, f"replay it with python -m tests.simulation --seed N: {done.stdout} {done.stderr}"
 
