@@ -45,30 +45,31 @@ class MemoryDirectory:
             _shared.version += old != new
 
     def withdraw(self, instance: bytes) -> bool:
+        now = time.monotonic()
         with _shared.lock:
-            self._drop_dead()
+            self._drop_dead(now)
             found = [node for node in _shared.expires if node.instance == instance]
             for node in found:
                 del _shared.expires[node]
-            self._drop_dead()
+            self._drop_dead(now)
             return bool(found)
 
     def look_up(self, topic: Topic) -> list[Entry]:
         with _shared.lock:
-            self._drop_dead()
+            self._drop_dead(time.monotonic())
             return [Entry(server, node) for (t, server, node) in _shared.since if t == topic]
 
     def forget(self, topic: Topic) -> None: ...
 
     def is_alive(self, node: Node) -> bool:
         with _shared.lock:
-            self._drop_dead()
+            self._drop_dead(time.monotonic())
             return node in _shared.expires
 
     def listings(self) -> Iterable[Listing]:
         now = time.monotonic()
         with _shared.lock:
-            self._drop_dead()
+            self._drop_dead(now)
             return [
                 Listing(topic.exchange, topic.name, server, node, now - since)
                 for (topic, server, node), since in _shared.since.items()
@@ -80,7 +81,7 @@ class MemoryDirectory:
             dead = {node for node, expires in _shared.expires.items() if expires <= now}
             stale = [Stale(*topic, server, node.instance) for topic, server, node in _shared.since if node in dead]
             if not dry_run:
-                self._drop_dead()
+                self._drop_dead(now)
             return stale
 
     def changes(self) -> Collection[Topic] | None:
@@ -92,8 +93,7 @@ class MemoryDirectory:
 
     def close(self) -> None: ...
 
-    def _drop_dead(self) -> None:
-        now = time.monotonic()
+    def _drop_dead(self, now: float) -> None:
         dead = [node for node, expires in _shared.expires.items() if expires <= now]
         for node in dead:
             del _shared.expires[node]
