@@ -456,7 +456,7 @@ def test_bad_redis_url_is_named(url: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "99999", "0"])
-@pytest.mark.parametrize("form", ["zmq+redis://host:{}/0", "zmq+redis://[::2],[::1]:{}", "zmq+sentinel://host:{}/group"])
+@pytest.mark.parametrize("form", ["zmq+redis://host:{}/0", "zmq+redis://[::2]:7000,[::1]:{}", "zmq+sentinel://host:{}/group"])
 def test_bad_port_is_named(form: str, port: str) -> None:
     with pytest.raises(InvalidTransportURL, match="port"):
         read(form.format(port))

@@ -183,8 +183,8 @@ def read_url(text: str) -> tuple[TransportURL, Settings]:
         raise Failure(
             USAGE,
             f"The transport URL {scheme + colon if colon else ''}… cannot be parsed: a port must be a number, an IPv6 address "
-            "be in brackets (of several hosts all or none), and in a user or password each of :/?#[],@% be written as % and "
-            "its code, such as %2F for /.",
+            "be in brackets (of several hosts all or none, each with its port), and in a user or password each of :/?#[],@% "
+            "be written as % and its code, such as %2F for /.",
         ) from None
 
 
